@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * A software hypervisor with the PV-IOMMU interface, for KUnit tests
+ *
+ * It implements include/xen/interface/pv-iommu.h frame by frame, knows nothing
+ * of the driver, and misbehaves as real hypervisors do when it is told to. At
+ * every call it checks what a correct driver keeps to; see xen_iommu_sim.c.
+ */
+#ifndef _XEN_IOMMU_SIM_H
+#define _XEN_IOMMU_SIM_H
+
+#include <linux/prandom.h>
+#include <linux/spinlock.h>
+#include <linux/types.h>
+#include <linux/xarray.h>
+
+#include <xen/interface/memory.h>
+#include <xen/interface/pv-iommu.h>
+#include <xen/interface/xen.h>
+
+/* What is counted and made to fail like sub-ops, without being one. */
+#define SIM_MULTICALL		40
+#define SIM_MEMORY_OP		41
+#define SIM_NR_SUBOPS		42
+
+#define SIM_MAX_DEVICES		16
+#define SIM_MAX_RDM		8
+#define SIM_MAX_FAULTS		8
+#define SIM_LOG			1024
+
+/* Without a limit. */
+#define SIM_ALL			U64_MAX
+
+enum sim_quirk {
+	/* Drafts: IOMMU_init goes on into IOMMU_alloc_context. */
+	SIM_INIT_FALLS_THROUGH	= BIT(0),
+	/* The calling domain was initialised by somebody else. */
+	SIM_INITIALISED		= BIT(1),
+	/* Preempted calls come back with gfn, dfn and nr_pages rewritten. */
+	SIM_PREEMPTS		= BIT(2),
+	/* Neighbouring pages become superpages; to split one takes a page. */
+	SIM_FOLDS		= BIT(3),
+	/* Each pair of alloc and free costs a page of the pool. */
+	SIM_FREE_LEAKS		= BIT(4),
+	/* A context is never freed: -EBUSY, and it is unusable then. */
+	SIM_FREE_BUSY		= BIT(5),
+	/* Reserved regions are looked for at the first dfn of a call only. */
+	SIM_RDM_FIRST_ONLY	= BIT(6),
+	/* Reserved regions are -EADDRINUSE instead of -EADDRNOTAVAIL. */
+	SIM_RDM_IN_USE		= BIT(7),
+	/* No such device is -ENOENT instead of -ENODEV. */
+	SIM_NO_DEVICE_ENOENT	= BIT(8),
+	/* Counters of complete calls claim more than was asked for. */
+	SIM_OVERCOUNTS		= BIT(9),
+	/* The reserved regions have grown by the second call. */
+	SIM_RDM_GROWS		= BIT(10),
+	/* IOMMU_init succeeds without any effect. */
+	SIM_INIT_IDLE		= BIT(11),
+};
+
+struct xen_iommu_sim;
+
+/**
+ * struct sim_conf - a kind of hypervisor
+ * @desc: for the names of parameterised cases
+ * @caps: IOMMUCAP_*
+ * @pgsize_mask: page sizes that are reported and accepted
+ * @max_iova: highest device address
+ * @max_ctx: number of contexts, if already initialised
+ * @pool: pages in the pool if already initialised; 0: as many as asked for
+ * @quirks: SIM_*
+ * @pv: gfns are scattered
+ * @pv_order: log2 of the frames that remain neighbours then
+ */
+struct sim_conf {
+	const char *desc;
+	u32 caps;
+	u32 pgsize_mask;
+	u64 max_iova;
+	u16 max_ctx;
+	u64 pool;
+	unsigned long quirks;
+	bool pv;
+	unsigned int pv_order;
+};
+
+/**
+ * struct sim_fault - one planned failure
+ * @subop: in which calls
+ * @skip: calls to let pass before
+ * @times: calls to make fail after those
+ * @ret: what they return; 0: success without completion
+ * @frames: what they do before they stop
+ */
+struct sim_fault {
+	unsigned int subop;
+	unsigned int skip;
+	unsigned int times;
+	int ret;
+	u64 frames;
+};
+
+struct sim_device {
+	u16 seg;
+	u8 bus;
+	u8 devfn;
+	u16 ctx;
+	bool gone;
+};
+
+struct sim_rdm {
+	u64 start;
+	u64 nr;
+	u8 bus;
+	u8 devfn;
+};
+
+/* What was called, and with which result. */
+struct sim_call {
+	unsigned int subop;
+	u16 ctx;
+	u64 dfn;
+	u64 gfn;
+	u32 pgsize;
+	u64 nr;
+	u32 flags;
+	u64 done;
+	int ret;
+};
+
+struct sim_ctx {
+	struct xarray frames;
+	struct xarray l1;
+	struct xarray l2;
+	u64 nr_frames;
+	unsigned int nr_devices;
+	bool identity;
+	bool dying;
+};
+
+struct xen_iommu_sim {
+	struct sim_conf conf;
+	spinlock_t lock;	/* everything */
+	struct xarray contexts;
+	bool initialised;
+	u16 max_ctx;
+	u64 pool;
+	u64 pool_used;
+	u64 refs;
+	/* Contexts that IOMMU_init has made, and nobody knows of. */
+	unsigned int leaked;
+
+	struct sim_device device[SIM_MAX_DEVICES];
+	unsigned int nr_devices;
+	struct sim_rdm rdm[SIM_MAX_RDM];
+	unsigned int nr_rdm;
+	/* Frames without a page behind them, and frames of others. */
+	u64 hole_start, hole_end;
+	u64 foreign_start, foreign_end;
+	/* Context number to hand out instead of a real one, if not negative. */
+	int forge_ctx;
+
+	struct sim_fault fault[SIM_MAX_FAULTS];
+	unsigned int nr_faults;
+	/* Frames that maps, and unmaps, may still do, and what comes then. */
+	u64 map_left, unmap_left;
+	int map_error, unmap_error;
+	/* Random failures of maps and unmaps, per thousand calls. */
+	unsigned int fault_rate;
+	struct rnd_state rnd;
+	u64 nr_injected;
+
+	unsigned int calls[SIM_NR_SUBOPS];
+	unsigned int traps;
+	struct sim_call log[SIM_LOG];
+	unsigned int nr_log;
+	/* Map a frame twice: refused, and that is a driver's mistake or not. */
+	bool overlap_ok;
+	/* Contexts that are freed may have mappings and devices. */
+	bool full_ok;
+	atomic_t violations;
+	/* Called before each call, without locks. */
+	void (*hook)(struct xen_iommu_sim *sim, unsigned int subop, void *arg);
+	void *priv;
+};
+
+extern struct xen_iommu_sim *xen_iommu_sim;
+
+void sim_init(struct xen_iommu_sim *sim, const struct sim_conf *conf);
+/* Returns the number of contexts, apart from context 0, that were left. */
+unsigned int sim_exit(struct xen_iommu_sim *sim);
+
+void sim_add_device(struct xen_iommu_sim *sim, u16 seg, u8 bus, u8 devfn);
+struct sim_device *sim_find_device(struct xen_iommu_sim *sim, u16 seg, u8 bus,
+				   u8 devfn);
+/* A context of a previous kernel, with mappings; -1 if there are too many. */
+int sim_add_stale_ctx(struct xen_iommu_sim *sim, unsigned int frames);
+void sim_add_rdm(struct xen_iommu_sim *sim, u64 start, u64 nr, u8 bus,
+		 u8 devfn);
+void sim_add_fault(struct xen_iommu_sim *sim, unsigned int subop,
+		   unsigned int skip, unsigned int times, int ret, u64 frames);
+void sim_clear_faults(struct xen_iommu_sim *sim);
+void sim_reset_log(struct xen_iommu_sim *sim);
+
+/* What a device in the context reaches: false if nothing. */
+bool sim_walk(struct xen_iommu_sim *sim, u16 ctx, u64 dfn, u64 *gfn,
+	      u32 *flags);
+u64 sim_nr_frames(struct xen_iommu_sim *sim, u16 ctx);
+unsigned int sim_nr_contexts(struct xen_iommu_sim *sim);
+unsigned long sim_pfn_to_gfn(unsigned long pfn);
+
+long sim_iommu_op(unsigned int subop, void *arg);
+int sim_multicall(struct multicall_entry *call, u32 nr);
+int sim_memory_op(unsigned int cmd, void *arg);
+
+#endif /* _XEN_IOMMU_SIM_H */
