@@ -1,0 +1,786 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Test of pv-iommu.c on the host: random calls against a model, with an IOMMU
+ * that caches what it can (entries, and addresses of tables), forgets only what
+ * it is told to, and a check that nothing that it has is ever released.
+ *
+ * usage: test-pv-iommu [seed [calls]]
+ */
+#include "emul.h"
+#include "header.h"
+#include "pv-iommu.c"
+
+#include <time.h>
+
+#define FMT_VTD 0
+#define FMT_AMD 1
+
+static int fmt;
+
+/* TLB */
+
+#define NR_TLB 512
+static struct {
+    bool valid, write;
+    domid_t tag;
+    unsigned long dfn, mfn;
+} tlb[NR_TLB];
+static struct {
+    bool valid;
+    domid_t tag;
+    const struct page_info *pg;
+} pde[NR_TLB];
+
+static bool tlb_has_frame(unsigned long mfn, bool write)
+{
+    unsigned int i;
+
+    for ( i = 0; i < NR_TLB; i++ )
+        if ( tlb[i].valid && tlb[i].mfn == mfn && (!write || tlb[i].write) )
+            return true;
+    return false;
+}
+
+static bool tlb_has_table(const struct page_info *pg)
+{
+    unsigned int i;
+
+    for ( i = 0; i < NR_TLB; i++ )
+        if ( pde[i].valid && pde[i].pg == pg )
+            return true;
+    return false;
+}
+
+static uint64_t state = 1;
+
+static uint64_t rnd(unsigned int n)
+{
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return (state * 0x2545f4914f6cdd1dULL >> 33) % n;
+}
+
+/* Walk as the hardware does; returns the leaf, and caches all of it. */
+static uint64_t hw_walk(const struct pv_iommu_ctx *ctx, unsigned long dfn,
+                        bool cache)
+{
+    const struct page_info *pg = ctx->root;
+    unsigned int level = hw.levels;
+
+    for ( ; ; )
+    {
+        uint64_t pte = pg->data[(dfn >> (9 * (level - 1))) & 511];
+        bool leaf;
+
+        if ( cache )
+        {
+            unsigned int i = rnd(NR_TLB);
+
+            pde[i].valid = true;
+            pde[i].tag = ctx->domid;
+            pde[i].pg = pg;
+        }
+
+        if ( !(pte & (fmt == FMT_VTD ? 3 : 1)) )
+            return 0;
+
+        leaf = level == 1 || (fmt == FMT_VTD ? pte & 0x80 : !((pte >> 9) & 7));
+        if ( leaf )
+        {
+            unsigned long mfn = (pte & 0xffffffffff000UL) >> 12;
+
+            assert(!(mfn & ((1UL << (9 * (level - 1))) - 1)));
+            mfn += dfn & ((1UL << (9 * (level - 1))) - 1);
+            if ( cache )
+            {
+                unsigned int i = rnd(NR_TLB);
+
+                tlb[i].valid = true;
+                tlb[i].write = pte & (fmt == FMT_VTD ? 2UL : 1UL << 62);
+                tlb[i].tag = ctx->domid;
+                tlb[i].dfn = dfn;
+                tlb[i].mfn = mfn;
+            }
+            return (uint64_t)mfn << 12 |
+                   (fmt == FMT_VTD ? pte & 3
+                                   : ((pte >> 61) & 1) | ((pte >> 61) & 2));
+        }
+
+        if ( fmt == FMT_AMD )
+            assert(((pte >> 9) & 7) == level - 1);
+        pg = mfn_to_page(_mfn((pte & 0xffffffffff000UL) >> 12));
+        assert(pg->heap);
+        level--;
+    }
+}
+
+static int hw_init(struct pv_iommu_hw *h)
+{
+    *h = (struct pv_iommu_hw){
+        .levels = 4, .min_levels = fmt == FMT_VTD ? 3 : 4,
+        .max_dfn = (1UL << 36) - 1,
+        .page_sizes = PAGE_SIZE_4K | PAGE_SIZE_2M,
+        .flush_added = fmt == FMT_VTD,
+    };
+    if ( fmt == FMT_VTD )
+    {
+        h->present = h->table = 3;
+        h->read = 1;
+        h->write = 2;
+        h->level_shift = 64;
+        h->super = h->super_mask = 0x80;
+        h->sw_write = 1UL << 52;
+        h->sw_noref = 1UL << 53;
+        h->sw_rsvd = 1UL << 54;
+        h->sw_dead = 1UL << 55;
+    }
+    else
+    {
+        h->present = 1;
+        h->read = 1UL << 61;
+        h->write = 1UL << 62;
+        h->table = 1 | 3UL << 61;
+        h->level_shift = 9;
+        h->leaf = 1 | 1UL << 60;
+        h->super_mask = 7UL << 9;
+        h->sw_write = 2;
+        h->sw_noref = 4;
+        h->sw_rsvd = 8;
+        h->sw_dead = 16;
+    }
+    return 0;
+}
+
+static domid_t next_tag = 0x8000;
+static bool fail_flush, fail_attach;
+static unsigned long flushes;
+
+static int ctx_init(struct pv_iommu_ctx *ctx)
+{
+    assert(pcidevs);
+    ctx->domid = next_tag++;
+    return 0;
+}
+
+static void hw_ctx_destroy(struct pv_iommu_ctx *ctx)
+{
+    unsigned int i;
+
+    /* Nothing may be left for the next user of the tag. */
+    for ( i = 0; i < NR_TLB; i++ )
+        assert((!tlb[i].valid || tlb[i].tag != ctx->domid) &&
+               (!pde[i].valid || pde[i].tag != ctx->domid));
+}
+
+static int flush(struct pv_iommu_ctx *ctx, dfn_t dfn, unsigned long nr,
+                 unsigned int flags)
+{
+    unsigned long d = dfn_x(dfn);
+    unsigned int i;
+
+    assert(!lock_depth);
+    flushes++;
+    if ( fail_flush )
+        return -ETIMEDOUT;
+    if ( !(flags & IOMMU_FLUSHF_modified) )
+        return 0;
+    for ( i = 0; i < NR_TLB; i++ )
+    {
+        if ( tlb[i].tag == ctx->domid &&
+             ((flags & IOMMU_FLUSHF_all) ||
+              (tlb[i].dfn >= d && tlb[i].dfn - d < nr)) )
+            tlb[i].valid = false;
+        if ( pde[i].tag == ctx->domid && (flags & IOMMU_FLUSHF_all) )
+            pde[i].valid = false;
+    }
+    return 0;
+}
+
+static int attach(uint8_t devfn, struct pci_dev *pdev)
+{
+    assert(pcidevs);
+    if ( pdev->devfn == 0x50 )
+        return -ENODEV;
+    if ( fail_attach )
+    {
+        fail_attach = false;
+        return -EIO;
+    }
+    pdev->hw[devfn & 7] = pv_iommu_pdev_ctx(pdev->domain, pdev);
+    return 0;
+}
+
+/* Model */
+
+#define NR_CTX 6
+#define NR_DFN 4096
+static struct {
+    bool used, identity;
+    struct { unsigned long gfn; unsigned int prot; } map[NR_DFN];
+} model[NR_CTX + 1];
+
+static struct pci_dev dev[3] = {
+    { .domain = &dom0, .sbdf = { 0x10 }, .devfn = 0x10, .next = &dev[1] },
+    { .domain = &dom0, .sbdf = { 0x20 }, .devfn = 0x20, .phantom_stride = 2,
+      .next = &dev[2] },
+    { .domain = &dom0, .sbdf = { 0x50 }, .devfn = 0x50 },
+};
+
+static long call(unsigned int op, void *arg)
+{
+    long ret;
+
+    do {
+        preempted = false;
+        ret = do_iommu_op(op, arg);
+        op = cont_op;
+        assert(!lock_depth && !pcidevs && !p2m_locks);
+    } while ( preempted );
+
+    return ret;
+}
+
+/* 0, or the error for mapping this frame. */
+static int model_gfn(unsigned long gfn, unsigned int prot)
+{
+    bool write = prot & IOMMU_MAP_writeable;
+    p2m_type_t t = gfn < NR_PAGES ? p2m_type[gfn] : p2m_invalid;
+
+    if ( !dom0.translated )
+    {
+        if ( gfn >= NR_PAGES )
+        {
+            if ( gfn >> 28 )
+                return -ENOENT;
+            return gfn >= 0x5000 && gfn < 0x5100 && !(write && gfn == 0x5010)
+                   ? 0 : -EPERM;
+        }
+        if ( !frame_table[gfn].owner )
+            return -ENOENT;
+        if ( frame_table[gfn].owner == dom_io )
+            return -EPERM;
+    }
+    else
+    {
+        if ( gfn >= NR_PAGES || t == p2m_invalid )
+            return -ENOENT;
+        if ( write && (t == p2m_ram_ro || t == p2m_grant_map_ro) )
+            return -EPERM;
+        if ( frame_table[gfn].owner == &domU && t != p2m_map_foreign &&
+             t != p2m_grant_map_rw && t != p2m_grant_map_ro )
+            return -EPERM;
+    }
+    return write && frame_table[gfn].other_type ? -EPERM : 0;
+}
+
+static bool reserved(unsigned long dfn)
+{
+    return dfn >= 0x3000 && dfn < 0x3003;
+}
+
+static unsigned long counted(unsigned int c)
+{
+    unsigned long i, n = 0;
+
+    for ( i = 0; i < NR_DFN; i++ )
+        n += !!model[c].map[i].prot;
+    return n;
+}
+
+static void verify(void)
+{
+    static long count[NR_PAGES], writable[NR_PAGES];
+    const struct pv_iommu *pv = dom0.iommu.pv;
+    unsigned int c;
+    unsigned long i;
+    bool deferred = false;
+
+    memset(count, 0, sizeof(count));
+    memset(writable, 0, sizeof(writable));
+
+    for ( c = 1; c <= NR_CTX; c++ )
+    {
+        const struct pv_iommu_ctx *ctx = pv->ctx[c];
+
+        assert(!!ctx == model[c].used);
+        if ( !ctx || model[c].identity )
+            continue;
+        deferred |= ctx->def_head != ctx->def_tail;
+        for ( i = 0; i < NR_DFN; i++ )
+        {
+            uint64_t hwpte = hw_walk(ctx, i, !rnd(64));
+            unsigned long gfn = model[c].map[i].gfn;
+            unsigned int prot = model[c].map[i].prot;
+
+            assert((hwpte & 3) == prot);
+            if ( prot )
+            {
+                assert(hwpte >> 12 == gfn);
+                if ( gfn < NR_PAGES )
+                {
+                    count[gfn]++;
+                    writable[gfn] += !!(prot & 2);
+                }
+            }
+        }
+        for ( i = 0x3000; i < 0x3003; i++ )
+            assert(hw_walk(ctx, i, false) == (i << 12 | 3));
+        if ( ctx->def_head == ctx->def_tail )
+            assert(ctx->nr_frames == counted(c) + 3);
+    }
+
+    for ( i = 0; i < FIRST_HEAP; i++ )
+        if ( deferred )
+            assert(frame_table[i].count > count[i] &&
+                   frame_table[i].writable >= writable[i]);
+        else
+            assert(frame_table[i].count == count[i] + 1 &&
+                   frame_table[i].writable == writable[i]);
+
+    /* What IOTLB entries refer to has references. */
+    for ( i = 0; i < NR_TLB; i++ )
+        if ( tlb[i].valid && tlb[i].mfn < FIRST_HEAP &&
+             !reserved(tlb[i].dfn) )
+            assert(frame_table[tlb[i].mfn].count > 1);
+}
+
+static bool any_dead(unsigned int c)
+{
+    const struct pv_iommu_ctx *ctx = dom0.iommu.pv->ctx[c];
+
+    return ctx && ctx->def_head != ctx->def_tail;
+}
+
+static unsigned long a_dfn(void)
+{
+    switch ( rnd(8) )
+    {
+    case 0: return rnd(8) * 512;
+    case 1: return 511 + rnd(4);
+    default: return rnd(NR_DFN);
+    }
+}
+
+static unsigned long a_gfn(void)
+{
+    switch ( rnd(10) )
+    {
+    case 0: return 0x4ffe + rnd(0x20);
+    case 1: return ~0UL - rnd(3);
+    case 2: return rnd(FIRST_HEAP + 100);
+    case 3: case 4: case 5: return rnd(8) * 512;
+    default: return rnd(2048);
+    }
+}
+
+static unsigned long model_map(unsigned int c, unsigned long dfn,
+                               unsigned long gfn, unsigned long nr,
+                               unsigned int prot, int *rc)
+{
+    unsigned long i;
+
+    *rc = 0;
+    for ( i = 0; i < nr; i++ )
+    {
+        /* The frame is looked at before the place. */
+        *rc = model_gfn(gfn + i, prot);
+        if ( !*rc && reserved(dfn + i) )
+            *rc = -EADDRNOTAVAIL;
+        else if ( !*rc && dfn + i < NR_DFN && model[c].map[dfn + i].prot )
+            *rc = -EADDRINUSE;
+        if ( *rc )
+            break;
+        assert(dfn + i < NR_DFN);
+        model[c].map[dfn + i].gfn = gfn + i;
+        model[c].map[dfn + i].prot = prot & 3;
+    }
+    return i;
+}
+
+static unsigned long model_unmap(unsigned int c, unsigned long dfn,
+                                 unsigned long nr, int *rc)
+{
+    unsigned long i;
+
+    *rc = 0;
+    for ( i = 0; i < nr; i++ )
+    {
+        if ( dfn + i >= NR_DFN || !model[c].map[dfn + i].prot )
+        {
+            *rc = reserved(dfn + i) ? -EADDRNOTAVAIL : -ENOENT;
+            break;
+        }
+        model[c].map[dfn + i].prot = 0;
+    }
+    return i;
+}
+
+static void forget(unsigned int c)
+{
+    memset(&model[c], 0, sizeof(model[c]));
+}
+
+static unsigned long oom;
+
+static void random_call(void)
+{
+    unsigned int c = 1 + rnd(NR_CTX), i;
+    long ret;
+
+    switch ( rnd(12) )
+    {
+    case 0:
+    {
+        pv_iommu_alloc_t op = { .alloc_flags = !rnd(8) };
+
+        ret = call(IOMMU_alloc_context, &op);
+        for ( i = 1; i <= NR_CTX && model[i].used; i++ )
+            ;
+        if ( ret == -ENOMEM && i <= NR_CTX )
+        {
+            oom++;
+            break;
+        }
+        assert(ret == (i > NR_CTX ? -ENOSPC : 0));
+        if ( !ret )
+        {
+            assert(op.ctx_no == i);
+            model[i].used = true;
+            model[i].identity = op.alloc_flags;
+        }
+        break;
+    }
+
+    case 1:
+    {
+        pv_iommu_free_t op = { .ctx_no = c, .free_flags = rnd(2) };
+        bool busy = false;
+
+        if ( rnd(3) )
+            break;
+        for ( i = 0; i < 3; i++ )
+            busy |= dom0.iommu.pv->ctx[c] &&
+                    dev[i].pv_ctx == dom0.iommu.pv->ctx[c];
+        ret = call(IOMMU_free_context, &op);
+        assert(ret == (!model[c].used ? -EINVAL
+                       : busy && !op.free_flags ? -EBUSY : 0));
+        if ( !ret )
+            forget(c);
+        break;
+    }
+
+    case 2:
+    {
+        pv_iommu_reattach_device_t op = {
+            .ctx_no = rnd(3) ? c : 0,
+            .dev = { .devfn = dev[i = rnd(3)].devfn },
+        };
+
+        struct pv_iommu_ctx *before = dev[i].pv_ctx;
+
+        fail_attach = !rnd(4);
+        ret = call(IOMMU_reattach_device, &op);
+        if ( ret == -EIO )
+        {
+            /* It stays where it was. */
+            assert(!fail_attach && dev[i].pv_ctx == before);
+            if ( before && before->identity )
+                before = NULL;
+            assert(dev[i].hw[0] == before);
+            break;
+        }
+        fail_attach = false;
+        if ( op.ctx_no && !model[c].used )
+            assert(ret == -EINVAL);
+        else if ( i == 2 )
+            assert(ret == (op.ctx_no ? -ENODEV : 0));
+        else
+        {
+            struct pv_iommu_ctx *ctx =
+                op.ctx_no ? dom0.iommu.pv->ctx[c] : NULL;
+
+            assert(!ret && dev[i].pv_ctx == ctx);
+            if ( ctx && ctx->identity )
+                ctx = NULL;
+            assert(dev[i].hw[0] == ctx);
+            if ( dev[i].phantom_stride )
+                assert(dev[i].hw[2] == ctx && dev[i].hw[6] == ctx);
+        }
+        break;
+    }
+
+    case 3 ... 6:
+    {
+        bool large = !rnd(4);
+        unsigned int order = large ? 9 : 0, prot = 1 + rnd(3);
+        unsigned long mask = (1UL << order) - 1, nr;
+        unsigned long dfn = a_dfn() & ~mask, gfn = a_gfn() & ~mask, n;
+        static unsigned int before[NR_DFN];
+        pv_iommu_map_pages_t op;
+        int rc;
+
+        nr = large ? 1 + rnd(3) : rnd(3) ? 1 + rnd(20) : 1 + rnd(1500);
+        if ( !rnd(20) )
+        {
+            dfn = 0x2ff0;
+            nr = 1;
+            if ( large )
+                break;
+            dfn = 0x3000 + rnd(3);
+        }
+        if ( dfn < NR_DFN )
+            nr = min(nr, (NR_DFN - dfn) >> order);
+        if ( !nr )
+            break;
+        op = (pv_iommu_map_pages_t){
+            .ctx_no = c, .dfn = dfn, .gfn = gfn, .nr_pages = nr,
+            .pgsize = 4096U << order, .map_flags = prot, .mapped = 5,
+        };
+        ret = call(IOMMU_map_pages, &op);
+        op.mapped -= 5;
+        if ( !model[c].used || model[c].identity )
+        {
+            assert(ret == -EINVAL && !op.mapped);
+            break;
+        }
+        if ( gfn + (nr << order) < gfn )
+        {
+            assert(ret == -ENOENT && !op.mapped);
+            break;
+        }
+        if ( ret == -ENOMEM )
+        {
+            oom++;
+            model_map(c, dfn, gfn, (unsigned long)op.mapped << order, prot, &rc);
+            assert(!rc);
+            break;
+        }
+        for ( n = 0; n < NR_DFN; n++ )
+            before[n] = model[c].map[n].prot;
+        n = model_map(c, dfn, gfn, nr << order, prot, &rc);
+        assert(op.mapped == n >> order);
+        /* Which error of two comes first depends on the size of pieces. */
+        assert(!ret == !rc);
+        for ( ; n & mask; n-- )
+        {
+            assert(!before[dfn + n - 1]);
+            model[c].map[dfn + n - 1].prot = 0;
+        }
+        break;
+    }
+
+    case 7 ... 9:
+    {
+        bool large = !rnd(5);
+        unsigned int order = large ? 9 : 0;
+        unsigned long mask = (1UL << order) - 1, nr, n, p;
+        unsigned long dfn = a_dfn() & ~mask;
+        pv_iommu_unmap_pages_t op;
+        int rc = 0;
+
+        nr = large ? 1 + rnd(3) : rnd(3) ? 1 + rnd(20) : 1 + rnd(1500);
+        if ( !large && !rnd(20) )
+            dfn = 0x3000 + rnd(4);
+        op = (pv_iommu_unmap_pages_t){
+            .ctx_no = c, .dfn = dfn, .nr_pages = nr, .pgsize = 4096U << order,
+            .unmap_flags = rnd(2),
+        };
+        fail_flush = !op.unmap_flags && !rnd(10);
+        ret = call(IOMMU_unmap_pages, &op);
+        if ( !model[c].used || model[c].identity )
+        {
+            assert(ret == -EINVAL);
+            fail_flush = false;
+            break;
+        }
+        if ( fail_flush )
+        {
+            /* The frames stay, until a flush succeeds. */
+            fail_flush = false;
+            assert(!op.unmapped || ret == -ETIMEDOUT || ret == -ENOENT ||
+                   ret == -EADDRNOTAVAIL);
+            model_unmap(c, dfn, (unsigned long)op.unmapped << order, &rc);
+            assert(!rc);
+            break;
+        }
+        if ( large )
+        {
+            for ( n = 0; n < nr && !rc; n++ )
+            {
+                for ( p = 0; p < 512; p++ )
+                    if ( dfn + n * 512 + p >= NR_DFN ||
+                         !model[c].map[dfn + n * 512 + p].prot )
+                        break;
+                if ( p < 512 )
+                    break;
+                model_unmap(c, dfn + n * 512, 512, &rc);
+            }
+            if ( n < nr )
+                rc = -ENOENT;
+        }
+        else
+            n = model_unmap(c, dfn, nr, &rc);
+        assert(op.unmapped == n);
+        assert(ret == rc);
+        break;
+    }
+
+    case 10:
+    {
+        static pv_iommu_run_t run[40];
+        pv_iommu_runs_t op = { .ctx_no = c, .nr_runs = rnd(40) };
+        bool map = rnd(2);
+        unsigned long done = 0;
+        int rc = 0;
+
+        op.runs = run;
+        op.flags = map ? 1 + rnd(3) : rnd(2);
+        for ( i = 0; i < 40; i++ )
+        {
+            run[i] = (pv_iommu_run_t){ rnd(2048), a_dfn(), rnd(20) };
+            run[i].nr_frames = min(run[i].nr_frames, NR_DFN - run[i].dfn);
+        }
+        ret = call(map ? IOMMU_map_runs : IOMMU_unmap_runs, &op);
+        if ( !model[c].used || model[c].identity )
+        {
+            assert(ret == -EINVAL);
+            break;
+        }
+        for ( i = 0; i < op.nr_runs && !rc; i++ )
+        {
+            unsigned long left = run[i].nr_frames;
+
+            if ( ret == -ENOMEM )
+                left = min(left, op.done - done);
+            done += map ? model_map(c, run[i].dfn, run[i].gfn, left, op.flags,
+                                    &rc)
+                        : model_unmap(c, run[i].dfn, left, &rc);
+        }
+        assert(op.done == done);
+        if ( ret == -ENOMEM )
+            oom++;
+        else
+            assert(!ret == !rc);
+        break;
+    }
+
+    case 11:
+    {
+        pv_iommu_flush_pages_t op = {
+            .ctx_no = c, .dfn = a_dfn(), .pgsize = 4096, .nr_pages = 1,
+        };
+
+        ret = call(IOMMU_flush_pages, &op);
+        assert(ret == (model[c].used && !model[c].identity ? 0 : -EINVAL));
+        if ( !ret )
+            assert(!any_dead(c));
+        break;
+    }
+    }
+}
+
+static void run_case(bool translated, int format, unsigned int order,
+                     unsigned long calls)
+{
+    pv_iommu_init_t init = { NR_CTX, order };
+    unsigned long i;
+    long allocs = xen_allocs;
+    pv_iommu_capabilities_t cap;
+
+    fmt = format;
+    memset(&dom0, 0, sizeof(dom0));
+    dom0.hwdom = true;
+    dom0.translated = translated;
+    dom0.pdevs = dev;
+    vcpu0.domain = &dom0;
+    memset(tlb, 0, sizeof(tlb));
+    memset(pde, 0, sizeof(pde));
+    memset(model, 0, sizeof(model));
+    for ( i = 0; i < 3; i++ )
+        dev[i].pv_ctx = NULL;
+
+    for ( i = 0; i < NR_PAGES; i++ )
+    {
+        frame_table[i].owner = i < FIRST_HEAP ? &dom0 : NULL;
+        frame_table[i].count = i < FIRST_HEAP;
+        frame_table[i].other_type = i < FIRST_HEAP && i % 97 == 13;
+        p2m_type[i] = i < 2048 || i % 7 ? p2m_ram_rw : p2m_invalid;
+        if ( i >= FIRST_HEAP )
+            p2m_type[i] = p2m_invalid;
+        if ( i >= 1100 && i < 1110 )
+        {
+            frame_table[i].owner = &domU;
+            p2m_type[i] = p2m_map_foreign + i % 3;
+        }
+        if ( i >= 1500 && i < 1504 )
+            p2m_type[i] = p2m_ram_ro;
+    }
+
+    hw_init(&hw);
+    iommu_ops.pv_hw_init = hw_init;
+    iommu_ops.pv_ctx_init = ctx_init;
+    iommu_ops.pv_ctx_destroy = hw_ctx_destroy;
+    iommu_ops.pv_attach = attach;
+    iommu_ops.pv_flush = flush;
+
+    /* Not enough memory: fails cleanly, and can be tried again. */
+    heap_limit = heap_used + (1UL << order) - 1;
+    assert(call(IOMMU_init, &init) == -ENOMEM);
+    assert(!heap_used && xen_allocs == allocs);
+    heap_limit = NR_PAGES;
+    fail_after = 0;
+    assert(call(IOMMU_init, &init) == -ENOMEM);
+    fail_after = ~0U;
+    assert(call(IOMMU_query_capabilities, &cap) == 0 && !cap.max_ctx_no);
+    init.max_ctx_no = 0x10000;
+    assert(call(IOMMU_init, &init) == -EINVAL);
+    init.max_ctx_no = NR_CTX;
+    assert(call(IOMMU_init, &init) == 0);
+    assert(call(IOMMU_init, &init) == -EACCES);
+    assert(call(IOMMU_query_capabilities, &cap) == 0 &&
+           cap.max_ctx_no == NR_CTX);
+
+    oom = 0;
+    for ( i = 0; i < calls; i++ )
+    {
+        preempt_every = rnd(4) ? 0 : 1 + rnd(4);
+        random_call();
+        if ( !(i % 16) )
+            verify();
+    }
+    verify();
+
+    /* All gone with the domain. */
+    for ( i = 0; i < 3; i++ )
+    {
+        pcidevs_lock();
+        assert(!pv_iommu_release_pdev(&dev[i]));
+        pcidevs_unlock();
+    }
+    preempt_every = 3;
+    while ( pv_iommu_domain_destroy(&dom0) == -ERESTART )
+        ;
+    assert(!dom0.iommu.pv && !heap_used && xen_allocs == allocs);
+    for ( i = 0; i < FIRST_HEAP; i++ )
+        assert(frame_table[i].count == 1 && !frame_table[i].writable);
+
+    printf("ok - %s, %s, %u pool pages, %lu calls (%lu out of memory)\n",
+           translated ? "PVH" : "PV", format == FMT_VTD ? "VT-d" : "AMD-Vi",
+           1U << order, calls, oom);
+}
+
+int main(int argc, char **argv)
+{
+    unsigned long seed = argc > 1 ? strtoul(argv[1], NULL, 0) : time(NULL);
+    unsigned long calls = argc > 2 ? strtoul(argv[2], NULL, 0) : 20000;
+    int i;
+
+    setlinebuf(stdout);
+    printf("# seed %lu\n", seed);
+    state = seed * 2654435761UL + 1;
+    for ( i = 0; i < 8; i++ )
+        run_case(i & 1, (i >> 1) & 1, i & 4 ? 6 : 10, calls);
+
+    return 0;
+}

@@ -1,0 +1,2503 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * PV-IOMMU: a domain manages I/O address spaces (contexts) for its devices.
+ *
+ * See docs/designs/pv-iommu.md for the concept.  In short: a context has page
+ * tables of its own, made from a pool of pages that the domain asked for.  For
+ * each frame that a device can reach a page reference is held, and a writable
+ * type reference where it can be written.  The reference is dropped only after
+ * an IOTLB flush that follows the removal of the page table entry.
+ *
+ * Life of a page table entry: zero (free) -> present -> dead -> zero.  A dead
+ * entry is not present for the hardware, but still names the frame.  It is
+ * turned into zero, and the frame is released, by whoever made it dead
+ * (IOMMU_unmap_pages, after its flush) or by the next flush of all that was
+ * deferred.  Nothing can be mapped over a dead entry.  Hence no list of frames
+ * to release has to be kept, and no lock is held across a flush.
+ *
+ * Life of a table: in use -> empty (linked, without entries, kept for the next
+ * mapping) -> stale (taken out of the tree, hardware may still cache its
+ * address) -> back in the pool, after a flush of the whole context.
+ *
+ * Lock order:
+ *   pcidevs_lock()     which device is in which context, making and freeing of
+ *                      contexts
+ *   ctx->lock          the tables of a context
+ *   pv->lock           the pool, and the array of contexts with their users
+ * P2M locks and hypercall copies are taken with none of the latter two held.
+ */
+
+#include <xen/event.h>
+#include <xen/guest_access.h>
+#include <xen/hypercall.h>
+#include <xen/init.h>
+#include <xen/iocap.h>
+#include <xen/iommu.h>
+#include <xen/lib.h>
+#include <xen/mm.h>
+#include <xen/nospec.h>
+#include <xen/param.h>
+#include <xen/pci.h>
+#include <xen/pv-iommu.h>
+#include <xen/sched.h>
+#include <xen/xvmalloc.h>
+
+#include <asm/p2m.h>
+
+#include <public/pv-iommu.h>
+#include <xsm/xsm.h>
+
+#define PT_SHIFT        9
+#define PT_ENTRIES      (1U << PT_SHIFT)
+#define PTE_ADDR        (PADDR_MASK & PAGE_MASK)
+
+/* Empty tables that a context keeps. */
+#define MAX_EMPTY       16
+/* Frames that are made dead before they are flushed and released. */
+#define UNMAP_BATCH     16384
+
+/* Set in the sub-op of continuations of IOMMU_init and IOMMU_{,un}map_runs. */
+#define OP_CONTINUED    (1U << 31)
+
+static bool __read_mostly opt_pv_iommu = true;
+static unsigned int __read_mostly opt_max_ctx = 4096;
+static unsigned int __read_mostly opt_max_order = 18;
+bool __hwdom_initdata opt_pv_iommu_no_dma;
+
+/*
+ * For testing callers: behave like the drafts, as of v7, do. Only what doesn't
+ * put Xen in danger.
+ */
+#ifdef CONFIG_PV_IOMMU_QUIRKS
+static bool __read_mostly opt_drafts;
+#else
+#define opt_drafts false
+#endif
+
+static struct pv_iommu_hw __ro_after_init hw;
+
+/* All contexts. Protected by pcidevs_lock. */
+static LIST_HEAD(all_ctx);
+
+/* Context 0 of the hardware domain, if that is not to be an identity map. */
+static struct pv_iommu_ctx *__read_mostly hwdom_block;
+
+static int __init cf_check parse_pv_iommu(const char *s)
+{
+    const char *ss;
+    int val, rc = 0;
+
+    do {
+        ss = strchr(s, ',');
+        if ( !ss )
+            ss = strchr(s, '\0');
+
+        if ( (val = parse_bool(s, ss)) >= 0 )
+            opt_pv_iommu = val;
+#ifdef CONFIG_PV_IOMMU_QUIRKS
+        else if ( (val = parse_boolean("drafts", s, ss)) >= 0 )
+            opt_drafts = val;
+#endif
+        else if ( !strncmp(s, "max-contexts=", 13) )
+        {
+            unsigned long n = simple_strtoul(s + 13, &s, 0);
+
+            if ( s != ss || !n || n > 0xfffe )
+                rc = -EINVAL;
+            else
+                opt_max_ctx = n;
+        }
+        else if ( !strncmp(s, "max-order=", 10) )
+        {
+            unsigned long n = simple_strtoul(s + 10, &s, 0);
+
+            if ( s != ss || n > 30 )
+                rc = -EINVAL;
+            else
+                opt_max_order = n;
+        }
+        else
+            rc = -EINVAL;
+
+        s = ss + 1;
+    } while ( *ss );
+
+    return rc;
+}
+custom_param("pv-iommu", parse_pv_iommu);
+
+/*
+ * Page table pages
+ *
+ * A table knows its number of entries that are not zero, its level and the
+ * first dfn that it covers.  Nobody else uses type_info of these pages: they
+ * have no owner.
+ */
+
+#define META_USED_MASK  0x7ffUL
+#define META_LEVEL(m)   (((m) >> 11) & 7)
+#define META_DFN(m)     (((m) >> 14) << PT_SHIFT)
+
+static unsigned long *meta(struct page_info *pg)
+{
+    return &pg->u.inuse.type_info;
+}
+
+static unsigned int pt_used(struct page_info *pg)
+{
+    return *meta(pg) & META_USED_MASK;
+}
+
+static unsigned int pt_index(unsigned long dfn, unsigned int level)
+{
+    return (dfn >> (PT_SHIFT * (level - 1))) & (PT_ENTRIES - 1);
+}
+
+/* Number of frames that an entry of the level covers. */
+static unsigned long span(unsigned int level)
+{
+    return 1UL << (PT_SHIFT * (level - 1));
+}
+
+static bool pte_is_leaf(uint64_t pte, unsigned int level)
+{
+    return level == 1 || (pte & hw.super_mask) == hw.super;
+}
+
+static mfn_t pte_mfn(uint64_t pte)
+{
+    return maddr_to_mfn(pte & PTE_ADDR);
+}
+
+static uint64_t leaf_pte(mfn_t mfn, unsigned int level, uint64_t flags)
+{
+    return mfn_to_maddr(mfn) | flags | hw.leaf | (level > 1 ? hw.super : 0);
+}
+
+static uint64_t table_pte(const struct page_info *pg, unsigned int level)
+{
+    return page_to_maddr(pg) | hw.table |
+           (hw.level_shift < 64 ? (uint64_t)level << hw.level_shift : 0);
+}
+
+static void write_pte(uint64_t *ptep, uint64_t pte)
+{
+    write_atomic(ptep, pte);
+}
+
+static struct page_info *pool_get(struct pv_iommu_ctx *ctx)
+{
+    struct pv_iommu *pv = ctx->pv;
+    struct page_info *pg;
+
+    if ( !pv )
+    {
+        pg = alloc_domheap_page(NULL, 0);
+        if ( pg )
+        {
+            clear_domain_page(page_to_mfn(pg));
+            *meta(pg) = 0;
+        }
+        return pg;
+    }
+
+    spin_lock(&pv->lock);
+    pg = page_list_remove_head(&pv->pool);
+    if ( pg )
+        pv->nr_free--;
+    spin_unlock(&pv->lock);
+
+    return pg;
+}
+
+/* Pages in the pool are zero. */
+static void pool_put(struct pv_iommu_ctx *ctx, struct page_info *pg)
+{
+    struct pv_iommu *pv = ctx->pv;
+
+    *meta(pg) = 0;
+
+    if ( !pv )
+    {
+        free_domheap_page(pg);
+        return;
+    }
+
+    spin_lock(&pv->lock);
+    page_list_add(pg, &pv->pool);
+    pv->nr_free++;
+    spin_unlock(&pv->lock);
+}
+
+static void pool_put_list(struct pv_iommu_ctx *ctx, struct page_list_head *list)
+{
+    struct page_info *pg;
+
+    while ( (pg = page_list_remove_head(list)) )
+        pool_put(ctx, pg);
+}
+
+static struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                                   unsigned int level)
+{
+    struct page_info *pg = pool_get(ctx);
+
+    if ( !pg )
+        return NULL;
+
+    *meta(pg) = (dfn >> (PT_SHIFT * level) << (PT_SHIFT * (level - 1)) << 14) |
+                (level << 11);
+    ctx->nr_tables++;
+
+    if ( iommu_non_coherent )
+    {
+        void *p = __map_domain_page(pg);
+
+        iommu_sync_cache(p, PAGE_SIZE);
+        unmap_domain_page(p);
+    }
+
+    return pg;
+}
+
+static void pt_get(struct pv_iommu_ctx *ctx, struct page_info *pg,
+                   unsigned int nr)
+{
+    if ( !pt_used(pg) && pg != ctx->root )
+    {
+        page_list_del(pg, &ctx->empty);
+        ctx->nr_empty--;
+    }
+    *meta(pg) += nr;
+    ASSERT(pt_used(pg) <= PT_ENTRIES + 1);
+}
+
+static void pt_put(struct pv_iommu_ctx *ctx, struct page_info *pg,
+                   unsigned int nr)
+{
+    ASSERT(pt_used(pg) >= nr);
+    *meta(pg) -= nr;
+    if ( !pt_used(pg) && pg != ctx->root )
+    {
+        page_list_add_tail(pg, &ctx->empty);
+        ctx->nr_empty++;
+    }
+}
+
+/*
+ * Find the table that holds the entry for dfn at level *level, or at a higher
+ * one if the tree ends there with a leaf or, without alloc, with nothing.
+ */
+static int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                      unsigned int *level, bool alloc, struct page_info **ppg)
+{
+    struct page_info *pg = ctx->root;
+    unsigned int lvl = hw.levels;
+
+    ASSERT(spin_is_locked(&ctx->lock));
+    ASSERT(dfn <= hw.max_dfn);
+
+    while ( lvl > *level )
+    {
+        uint64_t *tbl = __map_domain_page(pg), *ptep, pte;
+
+        ptep = &tbl[pt_index(dfn, lvl)];
+        pte = *ptep;
+
+        if ( !pte && alloc )
+        {
+            struct page_info *child = new_table(ctx, dfn, lvl - 1);
+
+            if ( !child )
+            {
+                unmap_domain_page(tbl);
+                return -ENOMEM;
+            }
+
+            page_list_add_tail(child, &ctx->empty);
+            ctx->nr_empty++;
+
+            pte = table_pte(child, lvl - 1);
+            write_pte(ptep, pte);
+            iommu_sync_cache(ptep, sizeof(*ptep));
+            pt_get(ctx, pg, 1);
+        }
+        unmap_domain_page(tbl);
+
+        if ( !pte || pte_is_leaf(pte, lvl) )
+            break;
+
+        pg = mfn_to_page(pte_mfn(pte));
+        lvl--;
+    }
+
+    *level = lvl;
+    *ppg = pg;
+
+    return 0;
+}
+
+/* Take an empty table out of the tree. */
+static void unlink_empty(struct pv_iommu_ctx *ctx, struct page_info *pg)
+{
+    unsigned int level = META_LEVEL(*meta(pg)), up = level + 1;
+    unsigned long dfn = META_DFN(*meta(pg));
+    struct page_info *parent;
+    uint64_t *tbl, *ptep;
+
+    ASSERT(!pt_used(pg));
+
+    if ( find_table(ctx, dfn, &up, false, &parent) || up != level + 1 )
+    {
+        ASSERT_UNREACHABLE();
+        return;
+    }
+
+    tbl = __map_domain_page(parent);
+    ptep = &tbl[pt_index(dfn, up)];
+    ASSERT(mfn_eq(pte_mfn(*ptep), page_to_mfn(pg)));
+    write_pte(ptep, 0);
+    iommu_sync_cache(ptep, sizeof(*ptep));
+    unmap_domain_page(tbl);
+
+    page_list_del(pg, &ctx->empty);
+    ctx->nr_empty--;
+    page_list_add(pg, &ctx->stale);
+    ctx->nr_stale++;
+    ctx->nr_tables--;
+
+    pt_put(ctx, parent, 1);
+}
+
+static void trim_empty(struct pv_iommu_ctx *ctx, unsigned int keep)
+{
+    while ( ctx->nr_empty > keep )
+        unlink_empty(ctx, page_list_first(&ctx->empty));
+}
+
+/*
+ * Frames
+ */
+
+static void put_frames(mfn_t mfn, unsigned long nr, uint64_t pte)
+{
+    struct page_info *pg;
+
+    if ( pte & (hw.sw_noref | hw.sw_rsvd) )
+        return;
+
+    for ( pg = mfn_to_page(mfn); nr--; pg++ )
+        if ( pte & hw.sw_write )
+            put_page_and_type(pg);
+        else
+            put_page(pg);
+}
+
+/* MMIO: no references, but permission is needed. */
+static long get_mmio(const struct domain *d, mfn_t mfn, unsigned long nr,
+                     bool write)
+{
+    unsigned long s = mfn_x(mfn), e = s + nr - 1;
+
+    if ( iomem_access_permitted(d, s, e) &&
+         (!write || !rangeset_overlaps_range(mmio_ro_ranges, s, e)) )
+        return nr;
+
+    if ( iomem_access_permitted(d, s, s) &&
+         (!write || !rangeset_contains_singleton(mmio_ro_ranges, s)) )
+        return 1;
+
+    return -EPERM;
+}
+
+/* The type reference keeps page and descriptor tables out of reach. */
+static int get_frame(const struct domain *d, struct page_info *pg, bool write,
+                     bool foreign)
+{
+    /* Unlike get_page() this does not log what a caller asked for in vain. */
+    const struct domain *owner = page_get_owner_and_reference(pg);
+
+    if ( !owner )
+        return -ENOENT;
+
+    if ( owner != d )
+    {
+        int rc = owner == dom_io ? -EXDEV
+                 : !foreign || is_system_domain(owner) ? -EPERM : 0;
+
+        if ( rc )
+        {
+            put_page(pg);
+            return rc;
+        }
+    }
+
+    if ( write && !get_page_type(pg, PGT_writable_page) )
+    {
+        put_page(pg);
+        return -EPERM;
+    }
+
+    return 0;
+}
+
+/*
+ * Translate gfn, and get references to up to nr frames that are contiguous from
+ * there.  Returns the number of frames, and sets the PTE bits for them.
+ */
+static long get_run(struct domain *d, unsigned long gfn, unsigned long nr,
+                    bool write, mfn_t *mfn, uint64_t *pte)
+{
+    unsigned long i = 0;
+    bool translate = paging_mode_translate(d), foreign = false, mmio = false;
+    long rc = 0;
+
+    *pte = write ? hw.sw_write : 0;
+
+    if ( translate )
+    {
+        p2m_type_t t;
+        p2m_access_t a;
+        unsigned int order = 0;
+
+        *mfn = get_gfn_type_access(p2m_get_hostp2m(d), gfn, &t, &a, P2M_ALLOC,
+                                   &order);
+
+        /* That a foreign frame is in the P2M says that it may be. */
+        switch ( t )
+        {
+        case p2m_ram_rw:
+            break;
+
+        case p2m_map_foreign:
+        case p2m_grant_map_rw:
+            foreign = true;
+            break;
+
+        case p2m_grant_map_ro:
+            foreign = true;
+            fallthrough;
+        case p2m_ram_ro:
+            if ( write )
+                rc = -EPERM;
+            break;
+
+        case p2m_mmio_direct:
+            mmio = true;
+            break;
+
+        default:
+            rc = -ENOENT;
+            break;
+        }
+
+        if ( !rc && mfn_eq(*mfn, INVALID_MFN) )
+            rc = -ENOENT;
+
+        if ( !rc && write && a != p2m_access_rw && a != p2m_access_rwx &&
+             a != p2m_access_w && a != p2m_access_wx )
+            rc = -EPERM;
+
+        nr = min(nr, (1UL << order) - (gfn & ((1UL << order) - 1)));
+    }
+    else
+    {
+        *mfn = _mfn(gfn);
+        if ( gfn >> (paddr_bits - PAGE_SHIFT) )
+            rc = -ENOENT;
+        else
+            mmio = !mfn_valid(*mfn);
+        /* Nothing tells a frame's foreign mappings: be privileged over all. */
+        foreign = is_hardware_domain(d) && is_control_domain(d);
+    }
+
+    if ( !rc && !mmio )
+    {
+        for ( ; i < nr; i++ )
+        {
+            mfn_t m = mfn_add(*mfn, i);
+
+            rc = mfn_valid(m) ? get_frame(d, mfn_to_page(m), write, foreign)
+                              : -EXDEV;
+            if ( rc )
+                break;
+        }
+
+        /* RAM type for Xen, MMIO for the domain. */
+        if ( !i && rc == -EXDEV )
+        {
+            mmio = true;
+            nr = 1;
+            rc = 0;
+        }
+    }
+
+    if ( !rc && mmio )
+    {
+        unsigned long max = 1;
+
+        /* Don't extend into what is not MMIO. */
+        if ( translate )
+            max = nr;
+        else
+            while ( max < nr && !mfn_valid(mfn_add(*mfn, max)) &&
+                    !((gfn + max) >> (paddr_bits - PAGE_SHIFT)) )
+                max++;
+
+        rc = get_mmio(d, *mfn, max, write);
+        if ( rc > 0 )
+            i = rc;
+        *pte |= hw.sw_noref;
+    }
+
+    if ( translate )
+        put_gfn(d, gfn);
+
+    return i ?: rc;
+}
+
+/*
+ * Operations on the tables
+ */
+
+/*
+ * Write entries for nr frames. Returns -EAGAIN if a flush of everything may
+ * help, which is not to be used twice in a row (retry).
+ */
+static int install(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
+                   unsigned long nr, uint64_t flags, bool retry,
+                   unsigned long *done)
+{
+    unsigned long i = 0;
+    int rc = 0;
+
+    spin_lock(&ctx->lock);
+
+    while ( i < nr )
+    {
+        unsigned long cur = dfn + i;
+        mfn_t m = mfn_add(mfn, i);
+        unsigned int level = 1, idx, n;
+        bool large = (hw.page_sizes & PAGE_SIZE_2M) && nr - i >= PT_ENTRIES &&
+                     !((cur | mfn_x(m)) & (PT_ENTRIES - 1));
+        struct page_info *pg;
+        uint64_t *tbl, pte;
+
+        if ( ctx->dying )
+        {
+            rc = -EINVAL;
+            break;
+        }
+
+        if ( large )
+        {
+            struct page_info *spare;
+
+            level = 2;
+            rc = find_table(ctx, cur, &level, true, &pg);
+            if ( rc )
+                break;
+
+            tbl = __map_domain_page(pg);
+            idx = pt_index(cur, 2);
+            pte = tbl[idx];
+
+            if ( level == 2 && !pte && (spare = pool_get(ctx)) )
+            {
+                /* The page is for the split, which must not fail. */
+                page_list_add(spare, &ctx->spare);
+                ctx->nr_spare++;
+
+                write_pte(&tbl[idx], leaf_pte(m, 2, flags));
+                iommu_sync_cache(&tbl[idx], sizeof(*tbl));
+                unmap_domain_page(tbl);
+                pt_get(ctx, pg, 1);
+                i += PT_ENTRIES;
+                continue;
+            }
+            unmap_domain_page(tbl);
+
+            if ( level == 2 && pte && !pte_is_leaf(pte, 2) && !retry &&
+                 !pt_used(mfn_to_page(pte_mfn(pte))) )
+            {
+                rc = -EAGAIN;
+                break;
+            }
+            level = 1;
+        }
+
+        rc = find_table(ctx, cur, &level, true, &pg);
+        if ( rc )
+            break;
+
+        tbl = __map_domain_page(pg);
+        idx = pt_index(cur, level);
+
+        for ( n = 0; level == 1 && i + n < nr && idx + n < PT_ENTRIES; n++ )
+        {
+            if ( tbl[idx + n] )
+                break;
+            write_pte(&tbl[idx + n], leaf_pte(mfn_add(m, n), 1, flags));
+        }
+
+        pte = idx + n < PT_ENTRIES ? tbl[idx + n] : 0;
+        if ( n )
+        {
+            iommu_sync_cache(&tbl[idx], n * sizeof(*tbl));
+            pt_get(ctx, pg, n);
+            i += n;
+        }
+        unmap_domain_page(tbl);
+
+        if ( i < nr && pte )
+        {
+            rc = (pte & hw.sw_rsvd) ? -EADDRNOTAVAIL
+                 : (pte & hw.sw_dead) && !retry ? -EAGAIN : -EADDRINUSE;
+            break;
+        }
+    }
+
+    ctx->nr_frames += i;
+    spin_unlock(&ctx->lock);
+
+    *done = i;
+
+    return rc;
+}
+
+/* Replace a superpage by a table. Cannot fail: there is a page for it. */
+static void split(struct pv_iommu_ctx *ctx, uint64_t *ptep, unsigned long dfn)
+{
+    struct page_info *pg = page_list_remove_head(&ctx->spare);
+    uint64_t *tbl = __map_domain_page(pg);
+    uint64_t pte = *ptep & ~(PTE_ADDR | hw.super_mask);
+    mfn_t mfn = pte_mfn(*ptep);
+    unsigned int i;
+
+    ctx->nr_spare--;
+    ctx->nr_tables++;
+    for ( i = 0; i < PT_ENTRIES; i++ )
+        tbl[i] = mfn_to_maddr(mfn_add(mfn, i)) | pte;
+    iommu_sync_cache(tbl, PAGE_SIZE);
+    unmap_domain_page(tbl);
+
+    *meta(pg) = (dfn >> PT_SHIFT << 14) | (1 << 11) | PT_ENTRIES;
+
+    write_pte(ptep, table_pte(pg, 1));
+    iommu_sync_cache(ptep, sizeof(*ptep));
+}
+
+/*
+ * Make the entries of nr frames dead. Sets *splits when the flush must not be
+ * limited to these frames.
+ */
+static int kill_frames(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                       unsigned long nr, unsigned long *done, bool *splits)
+{
+    unsigned long i = 0;
+    int rc = 0;
+
+    spin_lock(&ctx->lock);
+
+    while ( i < nr && !rc )
+    {
+        unsigned long cur = dfn + i;
+        unsigned int level = 1, idx, n;
+        struct page_info *pg;
+        uint64_t *tbl;
+
+        if ( ctx->dying )
+        {
+            rc = -EINVAL;
+            break;
+        }
+
+        rc = find_table(ctx, cur, &level, false, &pg);
+        ASSERT(!rc);
+
+        tbl = __map_domain_page(pg);
+        idx = pt_index(cur, level);
+
+        for ( n = 0; idx + n < PT_ENTRIES && i < nr; n++ )
+        {
+            uint64_t pte = tbl[idx + n];
+
+            if ( !(pte & hw.present) )
+                rc = -ENOENT;
+            else if ( pte & hw.sw_rsvd )
+                rc = -EADDRNOTAVAIL;
+            if ( rc )
+                break;
+
+            if ( !pte_is_leaf(pte, level) )
+                break;
+
+            if ( level > 1 &&
+                 (((dfn + i) & (span(level) - 1)) || nr - i < span(level)) )
+            {
+                split(ctx, &tbl[idx + n], (dfn + i) & ~(span(level) - 1));
+                *splits = true;
+                break;
+            }
+
+            write_pte(&tbl[idx + n], (pte & ~hw.present) | hw.sw_dead);
+            i += span(level);
+        }
+
+        if ( n )
+            iommu_sync_cache(&tbl[idx], n * sizeof(*tbl));
+        unmap_domain_page(tbl);
+    }
+
+    spin_unlock(&ctx->lock);
+
+    *done = i;
+
+    return rc;
+}
+
+/* Release the frames behind dead entries. To be called after the flush. */
+static void reap(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
+{
+    unsigned long i = 0;
+
+    ASSERT(spin_is_locked(&ctx->lock));
+
+    while ( i < nr )
+    {
+        unsigned long cur = dfn + i;
+        unsigned int level = 1, idx, n, gone = 0;
+        struct page_info *pg;
+        uint64_t *tbl;
+
+        if ( find_table(ctx, cur, &level, false, &pg) )
+            ASSERT_UNREACHABLE();
+
+        tbl = __map_domain_page(pg);
+        idx = pt_index(cur, level);
+
+        for ( n = 0; idx + n < PT_ENTRIES && i < nr; n++ )
+        {
+            uint64_t pte = tbl[idx + n];
+
+            if ( pte && !pte_is_leaf(pte, level) )
+                break;
+
+            if ( (pte & hw.sw_dead) && !(pte & hw.present) )
+            {
+                /* A range that is dead always covers superpages wholly. */
+                ASSERT(level == 1 || (!((dfn + i) & (span(level) - 1)) &&
+                                      nr - i >= span(level)));
+                tbl[idx + n] = 0;
+                put_frames(pte_mfn(pte), span(level), pte);
+                ctx->nr_frames -= span(level);
+                gone++;
+                if ( level > 1 )
+                {
+                    struct page_info *spare =
+                        page_list_remove_head(&ctx->spare);
+
+                    ctx->nr_spare--;
+                    pool_put(ctx, spare);
+                }
+            }
+            i += span(level) - ((dfn + i) & (span(level) - 1));
+        }
+        unmap_domain_page(tbl);
+
+        if ( gone )
+            pt_put(ctx, pg, gone);
+    }
+
+    trim_empty(ctx, MAX_EMPTY);
+}
+
+static int flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                       unsigned long nr, unsigned int flags)
+{
+    int rc = iommu_call(&iommu_ops, pv_flush, ctx, _dfn(dfn), nr, flags);
+
+    if ( unlikely(rc) && printk_ratelimit() )
+        printk(XENLOG_ERR "%pd: IOMMU context %u: flush failed: %d\n",
+               ctx->d, ctx->no, rc);
+
+    return rc;
+}
+
+/* Flush all of a context, and give back the tables that waited for it. */
+static int flush_ctx(struct pv_iommu_ctx *ctx)
+{
+    PAGE_LIST_HEAD(stale);
+    unsigned int tail;
+    int rc;
+
+    spin_lock(&ctx->lock);
+    page_list_move(&stale, &ctx->stale);
+    ctx->nr_stale = 0;
+    tail = ctx->def_tail;
+    spin_unlock(&ctx->lock);
+
+    rc = flush_range(ctx, 0, 0, IOMMU_FLUSHF_modified | IOMMU_FLUSHF_all);
+
+    if ( unlikely(rc) )
+    {
+        struct page_info *pg;
+
+        spin_lock(&ctx->lock);
+        while ( (pg = page_list_remove_head(&stale)) )
+        {
+            page_list_add(pg, &ctx->stale);
+            ctx->nr_stale++;
+        }
+        spin_unlock(&ctx->lock);
+
+        return rc;
+    }
+
+    pool_put_list(ctx, &stale);
+
+    spin_lock(&ctx->lock);
+    if ( (int)(tail - ctx->def_flushed) > 0 )
+        ctx->def_flushed = tail;
+    spin_unlock(&ctx->lock);
+
+    return 0;
+}
+
+/* Release what was unmapped without a flush. May return -ERESTART. */
+static int flush_deferred(struct pv_iommu_ctx *ctx)
+{
+    int rc = 0;
+
+    if ( ACCESS_ONCE(ctx->def_tail) != ACCESS_ONCE(ctx->def_flushed) ||
+         ACCESS_ONCE(ctx->nr_stale) )
+    {
+        rc = flush_ctx(ctx);
+        if ( rc )
+            return rc;
+    }
+
+    spin_lock(&ctx->lock);
+    while ( ctx->def_head != ctx->def_flushed )
+    {
+        unsigned int idx = ctx->def_head % PV_IOMMU_NR_DEFERRED;
+        unsigned long dfn = ctx->deferred[idx].dfn;
+        unsigned long n = min(ctx->deferred[idx].nr,
+                              PT_ENTRIES - (dfn & (PT_ENTRIES - 1)));
+
+        reap(ctx, dfn, n);
+        ctx->deferred[idx].dfn += n;
+        ctx->deferred[idx].nr -= n;
+        if ( !ctx->deferred[idx].nr )
+            ctx->def_head++;
+
+        if ( ctx->def_head == ctx->def_flushed )
+            break;
+
+        spin_unlock(&ctx->lock);
+        if ( hypercall_preempt_check() )
+            return -ERESTART;
+        spin_lock(&ctx->lock);
+    }
+    spin_unlock(&ctx->lock);
+
+    return 0;
+}
+
+/* Remember a dead range for flush_deferred(). False if there is no room. */
+static bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
+{
+    bool ok = true;
+    unsigned int last;
+
+    spin_lock(&ctx->lock);
+
+    last = (ctx->def_tail - 1) % PV_IOMMU_NR_DEFERRED;
+    if ( ctx->def_tail - ctx->def_head == PV_IOMMU_NR_DEFERRED )
+        ok = false;
+    else
+    {
+        last = ctx->def_tail++ % PV_IOMMU_NR_DEFERRED;
+        ctx->deferred[last].dfn = dfn;
+        ctx->deferred[last].nr = nr;
+    }
+
+    spin_unlock(&ctx->lock);
+
+    return ok;
+}
+
+/* Flush and release a range that this call made dead. */
+static int finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                        unsigned long nr, bool all)
+{
+    int rc;
+
+    if ( !nr )
+        return 0;
+
+    rc = flush_range(ctx, dfn, nr,
+                     IOMMU_FLUSHF_modified | (all ? IOMMU_FLUSHF_all : 0));
+    if ( unlikely(rc) )
+    {
+        /* The frames stay until a flush succeeds. */
+        defer(ctx, dfn, nr);
+        return rc;
+    }
+
+    while ( nr )
+    {
+        unsigned long n = min(nr, PT_ENTRIES - (dfn & (PT_ENTRIES - 1)));
+
+        spin_lock(&ctx->lock);
+        reap(ctx, dfn, n);
+        spin_unlock(&ctx->lock);
+        dfn += n;
+        nr -= n;
+    }
+
+    return 0;
+}
+
+/* The pool is empty, or something dead is in the way. May return -ERESTART. */
+static int reclaim(struct pv_iommu_ctx *ctx)
+{
+    spin_lock(&ctx->lock);
+    trim_empty(ctx, 0);
+    spin_unlock(&ctx->lock);
+
+    return flush_deferred(ctx);
+}
+
+/*
+ * Contexts
+ */
+
+static struct pv_iommu_ctx *ctx_get(struct pv_iommu *pv, unsigned int no,
+                                    bool dying)
+{
+    struct pv_iommu_ctx *ctx;
+
+    if ( !no || no > pv->max_ctx )
+        return NULL;
+
+    no = array_index_nospec(no, pv->max_ctx + 1);
+
+    spin_lock(&pv->lock);
+    ctx = pv->ctx[no];
+    if ( ctx && ctx->dying && !dying )
+        ctx = NULL;
+    if ( ctx )
+        ctx->users++;
+    spin_unlock(&pv->lock);
+
+    return ctx;
+}
+
+static void ctx_put(struct pv_iommu_ctx *ctx)
+{
+    spin_lock(&ctx->pv->lock);
+    ASSERT(ctx->users);
+    ctx->users--;
+    spin_unlock(&ctx->pv->lock);
+}
+
+/* Make room for others: tables that contexts only keep for the next mapping. */
+static void reclaim_others(struct pv_iommu *pv)
+{
+    unsigned int no;
+
+    for ( no = 1; no <= pv->max_ctx; no++ )
+    {
+        struct pv_iommu_ctx *ctx;
+        bool some;
+
+        if ( !ACCESS_ONCE(pv->ctx[no]) )
+            continue;
+
+        ctx = ctx_get(pv, no, false);
+        if ( !ctx )
+            continue;
+
+        /* What is not done because of preemption is of little interest. */
+        some = !ctx->identity && (ctx->nr_empty || ctx->nr_stale) &&
+               reclaim(ctx) != -ETIMEDOUT;
+        ctx_put(ctx);
+
+        if ( some && ACCESS_ONCE(pv->nr_free) >= 8 )
+            break;
+    }
+}
+
+/*
+ * Release the entries of one table and the table. Returns false if there are
+ * no tables left.
+ */
+static bool zap_one(struct pv_iommu_ctx *ctx)
+{
+    struct page_info *pg = ctx->root, *parent = NULL;
+    unsigned int level = hw.levels, i, at = 0, budget = 8;
+    uint64_t *tbl;
+
+    ASSERT(spin_is_locked(&ctx->lock));
+
+    if ( !pg )
+        return false;
+
+    for ( ; ; )
+    {
+        uint64_t pte = 0;
+
+        tbl = __map_domain_page(pg);
+        if ( level == 1 )
+            break;
+
+        for ( i = 0; i < PT_ENTRIES; i++ )
+        {
+            pte = tbl[i];
+            if ( pte && !pte_is_leaf(pte, level) )
+                break;
+        }
+        if ( i == PT_ENTRIES )
+            break;
+
+        unmap_domain_page(tbl);
+        parent = pg;
+        at = i;
+        pg = mfn_to_page(pte_mfn(pte));
+        level--;
+    }
+
+    for ( i = 0; i < PT_ENTRIES; i++ )
+    {
+        uint64_t pte = tbl[i];
+
+        if ( !pte )
+            continue;
+
+        if ( level > 1 && !budget-- )
+        {
+            unmap_domain_page(tbl);
+            return true;
+        }
+
+        tbl[i] = 0;
+        put_frames(pte_mfn(pte), span(level), pte);
+        ctx->nr_frames -= span(level);
+        if ( level > 1 )
+        {
+            pool_put(ctx, page_list_remove_head(&ctx->spare));
+            ctx->nr_spare--;
+        }
+    }
+    unmap_domain_page(tbl);
+
+    if ( parent )
+    {
+        tbl = __map_domain_page(parent);
+        tbl[at] = 0;
+        unmap_domain_page(tbl);
+    }
+    else
+        ctx->root = NULL;
+
+    pool_put(ctx, pg);
+    ctx->nr_tables--;
+
+    return parent;
+}
+
+/* Empty a context that nobody can use any more. May return -ERESTART. */
+static int ctx_teardown(struct pv_iommu_ctx *ctx, bool force)
+{
+    bool more;
+    int rc;
+
+    ASSERT(ctx->dying);
+
+    if ( ctx->identity )
+        return 0;
+
+    if ( ctx->root )
+    {
+        spin_lock(&ctx->lock);
+        trim_empty(ctx, 0);
+        spin_unlock(&ctx->lock);
+
+        /* No device is in it; the tag will be used again, though. */
+        rc = flush_ctx(ctx);
+        if ( rc && !force )
+            return rc;
+    }
+
+    do {
+        spin_lock(&ctx->lock);
+        more = zap_one(ctx);
+        spin_unlock(&ctx->lock);
+
+        if ( more && hypercall_preempt_check() )
+            return -ERESTART;
+    } while ( more );
+
+    ASSERT(!ctx->nr_frames && !ctx->nr_tables && !ctx->nr_spare);
+    pool_put_list(ctx, &ctx->stale);
+    ctx->nr_stale = 0;
+
+    return 0;
+}
+
+static void ctx_destroy(struct pv_iommu_ctx *ctx)
+{
+    ASSERT(pcidevs_locked());
+
+    list_del(&ctx->list);
+    if ( !ctx->identity )
+        iommu_vcall(&iommu_ops, pv_ctx_destroy, ctx);
+    xfree(ctx);
+}
+
+static int cf_check map_reserved(xen_pfn_t start, xen_ulong_t nr, uint32_t id,
+                                 void *ctxt)
+{
+    struct pv_iommu_ctx *ctx = ctxt;
+    unsigned long i = 0;
+
+    if ( !nr )
+        return 1;
+
+    if ( start > hw.max_dfn || nr - 1 > hw.max_dfn - start )
+        return -ERANGE;
+
+    while ( i < nr )
+    {
+        unsigned long done = 0;
+        int rc = install(ctx, start + i, _mfn(start + i), nr - i,
+                         hw.read | hw.write | hw.sw_rsvd, true, &done);
+
+        i += done;
+        /* Several devices may have the same region. */
+        if ( rc == -EADDRNOTAVAIL )
+            i++;
+        else if ( rc )
+            return rc;
+    }
+
+    return 1;
+}
+
+static struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
+                                       unsigned int no, bool identity, int *rc)
+{
+    struct pv_iommu_ctx *ctx;
+    struct page_info *pg;
+    unsigned int level;
+
+    ASSERT(pcidevs_locked());
+
+    *rc = -ENOMEM;
+    ctx = xzalloc(struct pv_iommu_ctx);
+    if ( !ctx )
+        return NULL;
+
+    ctx->d = d;
+    ctx->pv = pv;
+    ctx->no = no;
+    ctx->levels = hw.levels;
+    ctx->identity = identity;
+    ctx->domid = DOMID_INVALID;
+    spin_lock_init(&ctx->lock);
+    INIT_PAGE_LIST_HEAD(&ctx->empty);
+    INIT_PAGE_LIST_HEAD(&ctx->stale);
+    INIT_PAGE_LIST_HEAD(&ctx->spare);
+
+    *rc = 0;
+    if ( identity )
+        goto out;
+
+    *rc = iommu_call(&iommu_ops, pv_ctx_init, ctx);
+    if ( *rc )
+    {
+        xfree(ctx);
+        return NULL;
+    }
+
+    *rc = -ENOMEM;
+    ctx->root = new_table(ctx, 0, hw.levels);
+    if ( !ctx->root )
+        goto fail;
+
+    /* IOMMUs of fewer levels start from the first table of a lower level. */
+    spin_lock(&ctx->lock);
+    for ( level = hw.levels - 1; level >= hw.min_levels; level-- )
+    {
+        unsigned int at = level;
+
+        *rc = find_table(ctx, 0, &at, true, &pg);
+        if ( *rc )
+            break;
+        /* Never counts as empty. */
+        pt_get(ctx, pg, 1);
+    }
+    spin_unlock(&ctx->lock);
+    if ( hw.min_levels < hw.levels && *rc )
+        goto fail;
+
+    *rc = iommu_get_reserved_device_memory(map_reserved, ctx);
+    if ( *rc < 0 && *rc != -ENODEV && *rc != -EOPNOTSUPP )
+        goto fail;
+    *rc = 0;
+
+ out:
+    list_add(&ctx->list, &all_ctx);
+    return ctx;
+
+ fail:
+    spin_lock(&ctx->lock);
+    trim_empty(ctx, 0);
+    while ( zap_one(ctx) )
+        /* nothing: only reserved regions, if anything at all */;
+    spin_unlock(&ctx->lock);
+    pool_put_list(ctx, &ctx->stale);
+    iommu_vcall(&iommu_ops, pv_ctx_destroy, ctx);
+    xfree(ctx);
+
+    return NULL;
+}
+
+struct pv_iommu_ctx *pv_iommu_pdev_ctx(const struct domain *d,
+                                       const struct pci_dev *pdev)
+{
+    struct pv_iommu_ctx *ctx = pdev->pv_ctx;
+
+    ASSERT(pcidevs_locked());
+
+    if ( !ctx && is_hardware_domain(d) )
+        ctx = hwdom_block;
+
+    return ctx && ctx->d == d && !ctx->identity ? ctx : NULL;
+}
+
+struct domain *pv_iommu_domid_owner(domid_t domid)
+{
+    const struct pv_iommu_ctx *ctx;
+
+    ASSERT(pcidevs_locked());
+
+    if ( domid == DOMID_INVALID )
+        return NULL;
+
+    list_for_each_entry ( ctx, &all_ctx, list )
+        if ( ctx->domid == domid )
+            return ctx->d;
+
+    return NULL;
+}
+
+static int attach_functions(struct pci_dev *pdev)
+{
+    unsigned int devfn = pdev->devfn;
+    int rc;
+
+    do {
+        rc = iommu_call(&iommu_ops, pv_attach, devfn, pdev);
+        devfn += pdev->phantom_stride;
+    } while ( !rc && devfn != pdev->devfn &&
+              PCI_SLOT(devfn) == PCI_SLOT(pdev->devfn) );
+
+    return rc;
+}
+
+/* Move a device to a context, NULL for context 0. */
+static int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
+{
+    struct pv_iommu_ctx *old = pdev->pv_ctx;
+    int rc;
+
+    ASSERT(pcidevs_locked());
+
+    pdev->pv_ctx = ctx;
+    rc = attach_functions(pdev);
+    if ( rc )
+    {
+        pdev->pv_ctx = old;
+        if ( rc != -ENODEV && attach_functions(pdev) )
+        {
+            /*
+             * Some function may be in either. Keep both contexts: a device
+             * must never walk tables that were freed.
+             */
+            printk(XENLOG_ERR "%pp: cannot be moved between IOMMU contexts\n",
+                   &pdev->sbdf);
+            pdev->broken = true;
+            if ( ctx )
+                ctx->nr_devs++;
+        }
+        return rc;
+    }
+
+    if ( ctx )
+        ctx->nr_devs++;
+    if ( old )
+    {
+        ASSERT(old->nr_devs);
+        old->nr_devs--;
+    }
+
+    return 0;
+}
+
+int pv_iommu_release_pdev(struct pci_dev *pdev)
+{
+    ASSERT(pcidevs_locked());
+
+    return pdev->pv_ctx ? pdev_attach(pdev, NULL) : 0;
+}
+
+/*
+ * Sub-ops
+ */
+
+static int op_query(struct domain *d, const struct pv_iommu *pv,
+                    XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_capabilities cap;
+
+    memset(&cap, 0, sizeof(cap));
+    cap.max_iova_addr = ((hw.max_dfn + 1) << PAGE_SHIFT) - 1;
+    cap.cap_flags = IOMMUCAP_deferred_flush | IOMMUCAP_deferred_unmap |
+                    IOMMUCAP_runs;
+    /* Without snoop control a device decides for itself. */
+    if ( iommu_snoop )
+        cap.cap_flags |= IOMMUCAP_cache;
+    if ( !hwdom_block || !is_hardware_domain(d) )
+        cap.cap_flags |= IOMMUCAP_default_identity;
+    cap.cap_flags |= IOMMUCAP_identity;
+    if ( iommu_intremap != iommu_intremap_off )
+        cap.cap_flags |= IOMMUCAP_isolated_msi;
+    cap.pgsize_mask = hw.page_sizes;
+    cap.max_ctx_no = pv ? pv->max_ctx : 0;
+
+    if ( opt_drafts )
+    {
+        cap.max_iova_addr = (1UL << 48) - 1;
+        cap.cap_flags = IOMMUCAP_default_identity;
+        cap.pgsize_mask = PAGE_SIZE_4K;
+    }
+
+    return copy_to_guest(arg, &cap, 1) ? -EFAULT : 0;
+}
+
+/*
+ * Free up to nr pages of a pool that is not, or no longer, in use. Returns true
+ * if there are more.
+ */
+static bool drain_pool(struct pv_iommu *pv, unsigned int nr)
+{
+    struct page_info *pg;
+
+    while ( nr-- && (pg = page_list_remove_head(&pv->pool)) )
+    {
+        pv->nr_free--;
+        pv->nr_pages--;
+        *meta(pg) = 0;
+        free_domheap_page(pg);
+    }
+
+    return !page_list_empty(&pv->pool);
+}
+
+/*
+ * One step of IOMMU_init. A continuation may find itself on another vCPU, as
+ * the guest's kernel is free to schedule in between, hence the flag in the
+ * sub-op tells it from a second attempt, and a lock serialises steps.
+ */
+static int init_step(struct domain *d, const struct pv_iommu_init *op,
+                     bool continued)
+{
+    static DEFINE_SPINLOCK(init_lock);
+    struct domain_iommu *hd = dom_iommu(d);
+    struct pv_iommu *pv;
+    unsigned int i, memflags = 0;
+    int rc = -ERESTART;
+
+    spin_lock(&init_lock);
+
+    pv = hd->pv_init;
+    if ( hd->pv || !pv == continued )
+    {
+        /* Done: another vCPU has continued as well, for whatever reason. */
+        rc = hd->pv && continued ? 0 : -EACCES;
+        goto out;
+    }
+
+    if ( !pv )
+    {
+        rc = -ENOMEM;
+        pv = xvzalloc_flex_struct(struct pv_iommu, ctx, op->max_ctx_no + 1);
+        if ( !pv )
+            goto out;
+
+        spin_lock_init(&pv->lock);
+        INIT_PAGE_LIST_HEAD(&pv->pool);
+        INIT_PAGE_LIST_HEAD(&pv->quirk_leaked);
+        pv->max_ctx = op->max_ctx_no;
+        hd->pv_init = pv;
+        rc = -ERESTART;
+    }
+
+#ifdef CONFIG_NUMA
+    if ( hd->node != NUMA_NO_NODE )
+        memflags = MEMF_node(hd->node);
+#endif
+
+    for ( i = 0; !pv->failed && i < 64; i++ )
+    {
+        struct page_info *pg;
+
+        if ( pv->nr_pages >= (1UL << op->arena_order) )
+        {
+            /* From here on the others may use it. */
+            hd->pv_init = NULL;
+            smp_wmb();
+            write_atomic(&hd->pv, pv);
+            rc = 0;
+            goto out;
+        }
+
+        pg = alloc_domheap_page(NULL, memflags);
+        if ( !pg )
+        {
+            pv->failed = true;
+            break;
+        }
+
+        clear_domain_page(page_to_mfn(pg));
+        *meta(pg) = 0;
+        page_list_add(pg, &pv->pool);
+        pv->nr_pages++;
+        pv->nr_free++;
+    }
+
+    if ( pv->failed && !drain_pool(pv, 64) )
+    {
+        hd->pv_init = NULL;
+        xvfree(pv);
+        rc = -ENOMEM;
+    }
+
+ out:
+    spin_unlock(&init_lock);
+
+    return rc;
+}
+
+static int op_init(struct domain *d, bool continued,
+                   XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_init op;
+    int rc;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    if ( !continued && dom_iommu(d)->pv )
+        return -EACCES;
+
+    if ( !op.max_ctx_no || op.max_ctx_no > opt_max_ctx ||
+         op.arena_order > opt_max_order )
+        return -EINVAL;
+
+    while ( (rc = init_step(d, &op, continued)) == -ERESTART )
+    {
+        continued = true;
+        if ( hypercall_preempt_check() )
+            break;
+    }
+
+    return rc;
+}
+
+static int op_alloc(struct domain *d, struct pv_iommu *pv,
+                    XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_alloc op;
+    struct pv_iommu_ctx *ctx = NULL;
+    unsigned int no;
+    bool retried = false;
+    int rc;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    if ( opt_drafts )
+        op.alloc_flags = 0;
+
+    if ( op.alloc_flags & ~IOMMU_ALLOC_identity )
+        return -EINVAL;
+
+    /* Find out now if the number of the context cannot be returned. */
+    op.ctx_no = 0;
+    if ( __copy_to_guest(arg, &op, 1) )
+        return -EFAULT;
+
+ retry:
+    pcidevs_lock();
+
+    for ( no = 1; no <= pv->max_ctx; no++ )
+        if ( !pv->ctx[no] )
+            break;
+
+    if ( d->is_dying )
+        rc = -EINVAL;
+    else if ( no > pv->max_ctx )
+        rc = -ENOSPC;
+    else
+        ctx = ctx_create(d, pv, no, op.alloc_flags & IOMMU_ALLOC_identity, &rc);
+
+    if ( ctx )
+    {
+        spin_lock(&pv->lock);
+        pv->ctx[no] = ctx;
+        pv->nr_ctx++;
+        spin_unlock(&pv->lock);
+    }
+
+    pcidevs_unlock();
+
+    if ( rc == -ENOMEM && !retried )
+    {
+        retried = true;
+        reclaim_others(pv);
+        goto retry;
+    }
+
+    if ( rc )
+        return rc;
+
+    op.ctx_no = no;
+
+    return __copy_to_guest(arg, &op, 1) ? -EFAULT : 0;
+}
+
+static int op_free(struct domain *d, struct pv_iommu *pv,
+                   XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_free op;
+    struct pv_iommu_ctx *ctx;
+    struct pci_dev *pdev;
+    int rc = 0;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    if ( op.free_flags & ~IOMMU_FREE_reattach_default )
+        return -EINVAL;
+
+    /* One that is dying already is the continuation's, or another's. */
+    ctx = ctx_get(pv, op.ctx_no, true);
+    if ( !ctx )
+        return -EINVAL;
+
+    if ( !ctx->dying )
+    {
+        pcidevs_lock();
+
+        if ( ctx->nr_devs && (op.free_flags & IOMMU_FREE_reattach_default) )
+            for_each_pdev ( d, pdev )
+                if ( pdev->pv_ctx == ctx )
+                {
+                    rc = pdev_attach(pdev, NULL);
+                    if ( rc )
+                        break;
+                }
+
+        if ( !rc && ctx->nr_devs )
+            rc = -EBUSY;
+
+        /* There the context is lost. */
+        if ( rc && opt_drafts )
+            ctx->quirk_lost = true;
+
+        if ( !rc )
+        {
+            spin_lock(&ctx->lock);
+            spin_lock(&pv->lock);
+            ctx->dying = true;
+            spin_unlock(&pv->lock);
+            spin_unlock(&ctx->lock);
+        }
+
+        pcidevs_unlock();
+    }
+
+    if ( !rc )
+    {
+        spin_lock(&pv->lock);
+        if ( ctx->users > 1 )
+            rc = -ERESTART;
+        spin_unlock(&pv->lock);
+    }
+
+    if ( !rc )
+        rc = ctx_teardown(ctx, false);
+
+    if ( rc )
+    {
+        ctx_put(ctx);
+        return rc;
+    }
+
+    /* There each context costs a page of the pool for good. */
+    if ( opt_drafts )
+    {
+        struct page_info *pg = pool_get(ctx);
+
+        spin_lock(&pv->lock);
+        if ( pg )
+            page_list_add(pg, &pv->quirk_leaked);
+        spin_unlock(&pv->lock);
+    }
+
+    pcidevs_lock();
+
+    spin_lock(&pv->lock);
+    if ( --ctx->users )
+        rc = -ERESTART;
+    else
+    {
+        pv->ctx[ctx->no] = NULL;
+        pv->nr_ctx--;
+    }
+    spin_unlock(&pv->lock);
+
+    if ( !rc )
+        ctx_destroy(ctx);
+
+    pcidevs_unlock();
+
+    return rc;
+}
+
+static int op_reattach(struct domain *d, struct pv_iommu *pv,
+                       XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_reattach_device op;
+    struct pv_iommu_ctx *ctx = NULL;
+    struct pci_dev *pdev;
+    int rc;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    if ( op.pasid )
+        return -EOPNOTSUPP;
+
+    pcidevs_lock();
+
+    pdev = pci_get_pdev(d, PCI_SBDF(op.dev.seg, op.dev.bus, op.dev.devfn));
+    rc = -ENODEV;
+    if ( !pdev )
+        goto out;
+
+    if ( op.ctx_no )
+    {
+        rc = -EINVAL;
+        /* Freeing is excluded by pcidevs_lock, up to "dying". */
+        if ( op.ctx_no > pv->max_ctx )
+            goto out;
+        ctx = pv->ctx[array_index_nospec(op.ctx_no, pv->max_ctx + 1)];
+        if ( !ctx || ctx->dying || ctx->quirk_lost )
+            goto out;
+    }
+
+    rc = 0;
+    if ( pdev->pv_ctx != ctx )
+        rc = pdev_attach(pdev, ctx);
+
+ out:
+    pcidevs_unlock();
+
+    return rc;
+}
+
+/* Common checks of a range. */
+static int check_range(unsigned long dfn, unsigned long nr)
+{
+    return dfn > hw.max_dfn || nr - 1 > hw.max_dfn - dfn ? -ERANGE : 0;
+}
+
+/* pgsize -> order in frames, or negative. */
+static int pgsize_order(uint32_t pgsize)
+{
+    if ( !pgsize || (pgsize & (pgsize - 1)) || !(hw.page_sizes & pgsize) )
+        return -EINVAL;
+
+    return ffs(pgsize) - 1 - PAGE_SHIFT;
+}
+
+/*
+ * Map a piece of a run that is within one table, as far as it goes.  Returns
+ * -ERESTART if making room was preempted.
+ */
+static int map_chunk(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                     unsigned long gfn, unsigned long nr, uint64_t flags,
+                     unsigned long *done)
+{
+    struct domain *d = ctx->d;
+    bool retry = false;
+    int rc = 0;
+
+    *done = 0;
+
+    while ( *done < nr )
+    {
+        uint64_t pte;
+        mfn_t mfn, next;
+        unsigned long n, got = 0;
+        long ret = get_run(d, gfn + *done, nr - *done, flags & hw.write, &mfn,
+                           &pte);
+
+        if ( ret < 0 )
+            return ret;
+        n = ret;
+
+        /* The P2M has small pages for what is contiguous nonetheless. */
+        while ( paging_mode_translate(d) && *done + n < nr )
+        {
+            uint64_t pte2;
+
+            ret = get_run(d, gfn + *done + n, nr - *done - n, flags & hw.write,
+                          &next, &pte2);
+            if ( ret < 0 )
+                break;
+            if ( pte2 != pte || !mfn_eq(next, mfn_add(mfn, n)) )
+            {
+                put_frames(next, ret, pte2);
+                break;
+            }
+            n += ret;
+        }
+
+        rc = install(ctx, dfn + *done, mfn, n, flags | pte, retry, &got);
+        *done += got;
+        if ( got < n )
+            put_frames(mfn_add(mfn, got), n - got, pte);
+
+        if ( !rc )
+            continue;
+
+        if ( (rc != -EAGAIN && rc != -ENOMEM) || retry )
+            break;
+
+        if ( reclaim(ctx) == -ERESTART )
+            return -ERESTART;
+        retry = true;
+        if ( rc == -ENOMEM && !ACCESS_ONCE(ctx->pv->nr_free) )
+            reclaim_others(ctx->pv);
+        rc = 0;
+    }
+
+    return rc == -EAGAIN ? -EADDRINUSE : rc;
+}
+
+/*
+ * Map a run. Returns -ERESTART if there is more to do; *done then is a
+ * multiple of the page size.
+ */
+static int map_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                   unsigned long gfn, unsigned long nr, unsigned int order,
+                   uint64_t flags, unsigned long *done)
+{
+    int rc = 0;
+
+    *done = 0;
+
+    while ( *done < nr )
+    {
+        unsigned long cur = dfn + *done, n, part;
+
+        n = min(nr - *done, PT_ENTRIES - (cur & (PT_ENTRIES - 1)));
+        rc = map_chunk(ctx, cur, gfn + *done, n, flags, &part);
+        *done += part;
+        if ( rc && rc != -ERESTART )
+            break;
+
+        if ( !(*done & ((1UL << order) - 1)) &&
+             (rc || (*done < nr && hypercall_preempt_check())) )
+            return -ERESTART;
+        rc = 0;
+    }
+
+    if ( rc )
+    {
+        /* Larger pages are mapped wholly or not at all. */
+        unsigned long part = *done & ((1UL << order) - 1), n;
+        bool splits = false;
+
+        *done -= part;
+        if ( part && !kill_frames(ctx, dfn + *done, part, &n, &splits) &&
+             finish_unmap(ctx, dfn + *done, n, splits) )
+            return rc;
+    }
+
+    return rc;
+}
+
+static uint64_t pte_flags(uint32_t map_flags)
+{
+    return ((map_flags & IOMMU_MAP_readable) ? hw.read : 0) |
+           ((map_flags & IOMMU_MAP_writeable) ? hw.write : 0);
+}
+
+static bool map_flags_ok(uint32_t flags)
+{
+    return (flags & (IOMMU_MAP_readable | IOMMU_MAP_writeable)) &&
+           !(flags & ~(IOMMU_MAP_readable | IOMMU_MAP_writeable |
+                       IOMMU_MAP_cache | IOMMU_MAP_no_flush));
+}
+
+static int op_map(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_map_pages op;
+    struct pv_iommu_ctx *ctx;
+    unsigned long nr, done;
+    int order, rc;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    if ( opt_drafts )
+    {
+        op.pgsize = PAGE_SIZE_4K;
+        op.map_flags &= IOMMU_MAP_readable | IOMMU_MAP_writeable;
+    }
+
+    order = pgsize_order(op.pgsize);
+    if ( order < 0 || !map_flags_ok(op.map_flags) ||
+         ((op.dfn | op.gfn) & ((1UL << order) - 1)) )
+        return -EINVAL;
+
+    ctx = ctx_get(pv, op.ctx_no, false);
+    if ( !ctx )
+        return -EINVAL;
+
+    rc = ctx->identity ? -EINVAL : 0;
+    nr = (unsigned long)op.nr_pages << order;
+    if ( rc || !nr )
+        goto out;
+
+    rc = check_range(op.dfn, nr);
+    if ( !rc && op.gfn + nr < op.gfn )
+        rc = -ENOENT;
+    if ( rc )
+        goto out;
+
+    rc = map_run(ctx, op.dfn, op.gfn, nr, order, pte_flags(op.map_flags),
+                 &done);
+
+    if ( done && hw.flush_added && !(op.map_flags & IOMMU_MAP_no_flush) )
+    {
+        int ret = flush_range(ctx, op.dfn, done, IOMMU_FLUSHF_added);
+
+        if ( ret && (!rc || rc == -ERESTART) )
+            rc = ret;
+    }
+
+    op.mapped += done >> order;
+    if ( rc == -ERESTART )
+    {
+        op.dfn += done;
+        op.gfn += done;
+        op.nr_pages -= done >> order;
+        if ( __copy_to_guest(arg, &op, 1) )
+            rc = -EFAULT;
+    }
+    else if ( __copy_field_to_guest(
+                  guest_handle_cast(arg, pv_iommu_map_pages_t), &op, mapped) )
+        rc = -EFAULT;
+
+ out:
+    ctx_put(ctx);
+
+    return rc;
+}
+
+/* Is all of a larger page mapped? */
+static int check_mapped(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                        unsigned long nr)
+{
+    unsigned long i = 0;
+    int rc = 0;
+
+    spin_lock(&ctx->lock);
+
+    while ( i < nr && !rc )
+    {
+        unsigned int level = 1, idx;
+        struct page_info *pg;
+        uint64_t *tbl;
+
+        rc = ctx->dying ? -EINVAL : find_table(ctx, dfn + i, &level, false, &pg);
+        if ( rc )
+            break;
+        tbl = __map_domain_page(pg);
+        for ( idx = pt_index(dfn + i, level); idx < PT_ENTRIES && i < nr; idx++ )
+        {
+            if ( !(tbl[idx] & hw.present) )
+                rc = -ENOENT;
+            else if ( tbl[idx] & hw.sw_rsvd )
+                rc = -EADDRNOTAVAIL;
+            if ( rc || !pte_is_leaf(tbl[idx], level) )
+                break;
+            i += span(level) - ((dfn + i) & (span(level) - 1));
+        }
+        unmap_domain_page(tbl);
+    }
+
+    spin_unlock(&ctx->lock);
+
+    return rc;
+}
+
+/*
+ * Make a run dead, up to UNMAP_BATCH frames. Returns -ERESTART if there is more
+ * to do; *done is a multiple of the page size.
+ */
+static int unmap_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                     unsigned long nr, unsigned int order, unsigned long *done,
+                     bool *splits)
+{
+    unsigned long page = 1UL << order, batch = max(page, UNMAP_BATCH + 0UL);
+    int rc = 0;
+
+    *done = 0;
+
+    while ( *done < nr )
+    {
+        unsigned long cur = dfn + *done, n, part = 0;
+
+        if ( *done >= batch || (*done && hypercall_preempt_check()) )
+            return -ERESTART;
+
+        if ( order )
+        {
+            n = page;
+            rc = check_mapped(ctx, cur, n);
+        }
+        else
+            n = min(nr - *done, PT_ENTRIES - (cur & (PT_ENTRIES - 1)));
+
+        if ( !rc )
+            rc = kill_frames(ctx, cur, n, &part, splits);
+        *done += part;
+        if ( rc )
+            break;
+    }
+
+    return rc;
+}
+
+static int op_unmap(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_unmap_pages op;
+    struct pv_iommu_ctx *ctx;
+    unsigned long nr, done;
+    bool preempted;
+    int order, rc, ret = 0;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    if ( opt_drafts )
+    {
+        op.pgsize = PAGE_SIZE_4K;
+        op.unmap_flags = 0;
+    }
+
+    order = pgsize_order(op.pgsize);
+    if ( order < 0 || (op.unmap_flags & ~IOMMU_UNMAP_no_flush) ||
+         (op.dfn & ((1UL << order) - 1)) )
+        return -EINVAL;
+
+    ctx = ctx_get(pv, op.ctx_no, false);
+    if ( !ctx )
+        return -EINVAL;
+
+    rc = ctx->identity ? -EINVAL : 0;
+    nr = (unsigned long)op.nr_pages << order;
+    if ( rc || !nr )
+        goto out;
+
+    rc = check_range(op.dfn, nr);
+    if ( rc )
+        goto out;
+
+    do {
+        bool splits = false;
+
+        preempted = false;
+        rc = unmap_run(ctx, op.dfn, nr, order, &done, &splits);
+
+        /*
+         * A deferred range for which there is no room is flushed here; what
+         * was deferred before it is left for the caller to flush.
+         */
+        if ( done && (!(op.unmap_flags & IOMMU_UNMAP_no_flush) ||
+                      !defer(ctx, op.dfn, done)) )
+            ret = finish_unmap(ctx, op.dfn, done, splits);
+
+        op.unmapped += done >> order;
+        op.dfn += done;
+        nr -= done;
+        op.nr_pages = nr >> order;
+        if ( ret && (!rc || rc == -ERESTART) )
+            rc = ret;
+        if ( rc == -ERESTART )
+            preempted = hypercall_preempt_check();
+    } while ( rc == -ERESTART && !preempted );
+
+    if ( rc == -ERESTART )
+    {
+        if ( __copy_to_guest(arg, &op, 1) )
+            rc = -EFAULT;
+    }
+    else if ( __copy_field_to_guest(
+                  guest_handle_cast(arg, pv_iommu_unmap_pages_t), &op,
+                  unmapped) )
+        rc = -EFAULT;
+
+ out:
+    ctx_put(ctx);
+
+    return rc;
+}
+
+static int op_flush(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_flush_pages op;
+    struct pv_iommu_ctx *ctx;
+    unsigned long nr;
+    int order, rc;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    order = pgsize_order(op.pgsize);
+    if ( order < 0 )
+        return -EINVAL;
+
+    ctx = ctx_get(pv, op.ctx_no, false);
+    if ( !ctx )
+        return -EINVAL;
+
+    rc = ctx->identity ? -EINVAL : 0;
+    nr = (unsigned long)op.nr_pages << order;
+    if ( rc || !nr )
+        goto out;
+
+    rc = check_range(op.dfn, nr);
+    if ( rc )
+        goto out;
+
+    if ( ACCESS_ONCE(ctx->def_tail) == ACCESS_ONCE(ctx->def_head) )
+        rc = flush_range(ctx, op.dfn, nr,
+                         IOMMU_FLUSHF_added | IOMMU_FLUSHF_modified);
+    else
+        rc = flush_deferred(ctx);
+
+ out:
+    ctx_put(ctx);
+
+    return rc;
+}
+
+static int op_runs(struct pv_iommu *pv, bool map, bool continued,
+                   XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_runs op;
+    struct pv_iommu_run run[8];
+    struct pv_iommu_ctx *ctx;
+    unsigned long skip, first = ~0UL, last = 0;
+    unsigned int i;
+    int rc, ret = 0;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    if ( op.pad || op.pad2 || op.nr_runs > IOMMU_MAX_RUNS ||
+         (map ? !map_flags_ok(op.flags) : op.flags & ~IOMMU_UNMAP_no_flush) )
+        return -EINVAL;
+
+    if ( !guest_handle_okay(op.runs, op.nr_runs) )
+        return -EFAULT;
+
+    ctx = ctx_get(pv, op.ctx_no, false);
+    if ( !ctx )
+        return -EINVAL;
+
+    rc = ctx->identity ? -EINVAL : 0;
+
+    if ( !continued )
+        op.done = 0;
+    skip = op.done;
+
+    for ( i = 0; !rc && i < op.nr_runs; i++ )
+    {
+        struct pv_iommu_run *r = &run[i % ARRAY_SIZE(run)];
+        unsigned long done = 0;
+
+        if ( r == run &&
+             __copy_from_guest_offset(run, op.runs, i,
+                                      min(op.nr_runs - i,
+                                          (unsigned int)ARRAY_SIZE(run))) )
+        {
+            rc = -EFAULT;
+            break;
+        }
+
+        if ( !r->nr_frames )
+            continue;
+
+        rc = check_range(r->dfn, r->nr_frames);
+        if ( !rc && map && r->gfn + r->nr_frames < r->gfn )
+            rc = -ENOENT;
+        if ( rc )
+            break;
+
+        if ( skip >= r->nr_frames )
+        {
+            skip -= r->nr_frames;
+            continue;
+        }
+
+        r->dfn += skip;
+        r->gfn += skip;
+        r->nr_frames -= skip;
+        skip = 0;
+
+        if ( map )
+            rc = map_run(ctx, r->dfn, r->gfn, r->nr_frames, 0,
+                         pte_flags(op.flags), &done);
+        else
+        {
+            bool splits = false;
+
+            rc = unmap_run(ctx, r->dfn, r->nr_frames, 0, &done, &splits);
+            if ( done && !defer(ctx, r->dfn, done) )
+            {
+                /* No room: this is where the one flush becomes two. */
+                ret = finish_unmap(ctx, r->dfn, done, splits) ?:
+                      flush_deferred(ctx);
+                if ( ret && (!rc || rc == -ERESTART) )
+                    rc = ret;
+            }
+        }
+
+        op.done += done;
+        if ( done )
+        {
+            first = min(first, r->dfn + 0UL);
+            last = max(last, r->dfn + done - 1);
+        }
+
+        if ( !rc && i + 1 < op.nr_runs && hypercall_preempt_check() )
+            rc = -ERESTART;
+    }
+
+    if ( map )
+    {
+        if ( first <= last && hw.flush_added &&
+             !(op.flags & IOMMU_MAP_no_flush) )
+            ret = flush_range(ctx, first, last - first + 1, IOMMU_FLUSHF_added);
+    }
+    else if ( !(op.flags & IOMMU_UNMAP_no_flush) )
+        ret = flush_deferred(ctx);
+
+    if ( ret && (!rc || rc == -ERESTART) )
+        rc = ret;
+
+    if ( __copy_field_to_guest(guest_handle_cast(arg, pv_iommu_runs_t), &op,
+                               done) )
+        rc = -EFAULT;
+
+    ctx_put(ctx);
+
+    return rc;
+}
+
+long do_iommu_op(unsigned int subop, XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct domain *d = current->domain;
+    unsigned int cmd = subop & ~OP_CONTINUED;
+    struct pv_iommu *pv;
+    int rc;
+
+    if ( !opt_pv_iommu )
+        return -ENOSYS;
+
+    if ( subop == IOMMU_noop )
+        return 0;
+
+    rc = xsm_iommu_op(XSM_OTHER, d, cmd);
+    if ( rc )
+        return rc;
+
+    if ( !is_iommu_enabled(d) || !hw.levels )
+        return -ENODEV;
+
+    pv = ACCESS_ONCE(dom_iommu(d)->pv);
+
+    if ( opt_drafts )
+    {
+        if ( cmd > IOMMU_remote_cmd )
+            return -EOPNOTSUPP;
+
+        /* Initialising twice allocates another context ... */
+        if ( subop == IOMMU_init && pv )
+            subop = cmd = IOMMU_alloc_context;
+    }
+
+    switch ( cmd )
+    {
+    case IOMMU_query_capabilities:
+    case IOMMU_init:
+        break;
+
+    case IOMMU_alloc_context:
+    case IOMMU_free_context:
+    case IOMMU_reattach_device:
+    case IOMMU_map_pages:
+    case IOMMU_unmap_pages:
+    case IOMMU_flush_pages:
+    case IOMMU_map_runs:
+    case IOMMU_unmap_runs:
+        if ( !pv )
+            return -EACCES;
+        break;
+
+    default:
+        return -EOPNOTSUPP;
+    }
+
+    if ( (subop & OP_CONTINUED) && cmd != IOMMU_init &&
+         cmd != IOMMU_map_runs && cmd != IOMMU_unmap_runs )
+        return -EOPNOTSUPP;
+
+    switch ( cmd )
+    {
+    case IOMMU_query_capabilities:
+        rc = op_query(d, pv, arg);
+        break;
+
+    case IOMMU_init:
+        rc = op_init(d, subop & OP_CONTINUED, arg);
+        if ( rc == -ERESTART )
+            subop |= OP_CONTINUED;
+        /* ... and so does initialising once, if it works at all. */
+        else if ( opt_drafts )
+        {
+            pv = dom_iommu(d)->pv;
+            rc = pv ? op_alloc(d, pv, arg) : -ENOSPC;
+        }
+        break;
+
+    case IOMMU_alloc_context:
+        rc = op_alloc(d, pv, arg);
+        break;
+
+    case IOMMU_free_context:
+        rc = op_free(d, pv, arg);
+        break;
+
+    case IOMMU_reattach_device:
+        rc = op_reattach(d, pv, arg);
+        break;
+
+    case IOMMU_map_pages:
+        rc = op_map(pv, arg);
+        break;
+
+    case IOMMU_unmap_pages:
+        rc = op_unmap(pv, arg);
+        break;
+
+    case IOMMU_flush_pages:
+        rc = op_flush(pv, arg);
+        break;
+
+    case IOMMU_map_runs:
+    case IOMMU_unmap_runs:
+        rc = op_runs(pv, cmd == IOMMU_map_runs, subop & OP_CONTINUED, arg);
+        if ( rc == -ERESTART )
+            subop |= OP_CONTINUED;
+        break;
+
+    default:
+        ASSERT_UNREACHABLE();
+        return -EOPNOTSUPP;
+    }
+
+    if ( rc == -ERESTART )
+        return hypercall_create_continuation(__HYPERVISOR_iommu_op, "ih",
+                                             subop, arg);
+
+    return rc;
+}
+
+/*
+ * Domain destruction, boot, debugging
+ */
+
+int pv_iommu_domain_destroy(struct domain *d)
+{
+    struct domain_iommu *hd = dom_iommu(d);
+    struct pv_iommu *pv = hd->pv;
+    unsigned int no;
+    int rc;
+
+    if ( hd->pv_init )
+    {
+        while ( drain_pool(hd->pv_init, 256) )
+            if ( hypercall_preempt_check() )
+                return -ERESTART;
+        XVFREE(hd->pv_init);
+    }
+
+    if ( !pv )
+        return 0;
+
+    for ( no = 1; no <= pv->max_ctx; no++ )
+    {
+        struct pv_iommu_ctx *ctx = pv->ctx[no];
+
+        if ( !ctx )
+            continue;
+
+        if ( ctx->nr_devs )
+        {
+            /* A device that could not be moved may still walk the tables. */
+            printk(XENLOG_ERR "%pd: IOMMU context %u leaked\n", d, no);
+            continue;
+        }
+
+        ctx->dying = true;
+        rc = ctx_teardown(ctx, true);
+        if ( rc )
+            return rc;
+
+        pcidevs_lock();
+        pv->ctx[no] = NULL;
+        pv->nr_ctx--;
+        ctx_destroy(ctx);
+        pcidevs_unlock();
+    }
+
+    page_list_splice(&pv->quirk_leaked, &pv->pool);
+    INIT_PAGE_LIST_HEAD(&pv->quirk_leaked);
+    while ( drain_pool(pv, 256) )
+        if ( hypercall_preempt_check() )
+            return -ERESTART;
+
+    /* Contexts that were leaked refer to it, and to the domain. */
+    if ( !pv->nr_ctx )
+        XVFREE(hd->pv);
+    else
+        get_knownalive_domain(d);
+
+    return 0;
+}
+
+void __hwdom_init pv_iommu_hwdom_init(struct domain *d)
+{
+    struct pci_dev *pdev;
+    int rc = -ENODEV;
+
+    if ( !opt_pv_iommu_no_dma || hwdom_block )
+        return;
+
+    pcidevs_lock();
+
+    if ( hw.levels )
+        hwdom_block = ctx_create(d, NULL, 0, false, &rc);
+    if ( !hwdom_block )
+        panic("Cannot block DMA of %pd: %d\n", d, rc);
+
+    for_each_pdev ( d, pdev )
+    {
+        rc = attach_functions(pdev);
+        if ( rc && rc != -ENODEV )
+            panic("Cannot block DMA of %pp: %d\n", &pdev->sbdf, rc);
+    }
+
+    pcidevs_unlock();
+
+    printk(XENLOG_INFO "%pd: DMA blocked by default\n", d);
+}
+
+void pv_iommu_dump(const struct domain *d)
+{
+    const struct pv_iommu *pv = dom_iommu(d)->pv;
+    unsigned int no;
+
+    if ( !pv )
+        return;
+
+    printk("%pd PV-IOMMU: %u of %u contexts, %lu of %lu pages free\n",
+           d, pv->nr_ctx, pv->max_ctx, pv->nr_free, pv->nr_pages);
+
+    for ( no = 1; no <= pv->max_ctx; no++ )
+    {
+        const struct pv_iommu_ctx *ctx = pv->ctx[no];
+
+        if ( !ctx )
+            continue;
+
+        if ( ctx->identity )
+            printk("  %u: identity, %u devices\n", no, ctx->nr_devs);
+        else
+            printk("  %u: tag %#x, %u devices, %lu frames, %lu tables (%u empty), %u stale, %u spare, %u deferred%s\n",
+                   no, ctx->domid, ctx->nr_devs, ctx->nr_frames,
+                   ctx->nr_tables, ctx->nr_empty, ctx->nr_stale, ctx->nr_spare,
+                   ctx->def_tail - ctx->def_head, ctx->dying ? ", dying" : "");
+    }
+}
+
+static int __init cf_check pv_iommu_setup(void)
+{
+    if ( !iommu_enabled || !iommu_ops.pv_hw_init || !opt_pv_iommu )
+        return 0;
+
+    if ( iommu_call(&iommu_ops, pv_hw_init, &hw) )
+        hw.levels = 0;
+
+    return 0;
+}
+__initcall(pv_iommu_setup);
+
+static void __init __maybe_unused build_assertions(void)
+{
+    BUILD_BUG_ON(sizeof(struct pv_iommu_capabilities) != 24);
+    BUILD_BUG_ON(sizeof(struct pv_iommu_init) != 8);
+    BUILD_BUG_ON(sizeof(struct pv_iommu_alloc) != 8);
+    BUILD_BUG_ON(sizeof(struct pv_iommu_free) != 8);
+    BUILD_BUG_ON(sizeof(struct pv_iommu_map_pages) != 40);
+    BUILD_BUG_ON(sizeof(struct pv_iommu_unmap_pages) != 32);
+    BUILD_BUG_ON(sizeof(struct pv_iommu_flush_pages) != 24);
+    BUILD_BUG_ON(sizeof(struct pv_iommu_reattach_device) != 12);
+    BUILD_BUG_ON(sizeof(struct pv_iommu_remote_cmd) != 16);
+    BUILD_BUG_ON(sizeof(struct pv_iommu_run) != 24);
+    BUILD_BUG_ON(sizeof(struct pv_iommu_runs) != 32);
+    BUILD_BUG_ON(offsetof(struct pv_iommu_map_pages, mapped) != 36);
+    BUILD_BUG_ON(offsetof(struct pv_iommu_unmap_pages, unmapped) != 24);
+    BUILD_BUG_ON(offsetof(struct pv_iommu_reattach_device, dev) != 2);
+    BUILD_BUG_ON(offsetof(struct pv_iommu_runs, done) != 24);
+}
+
+/*
+ * Local variables:
+ * mode: C
+ * c-file-style: "BSD"
+ * c-basic-offset: 4
+ * indent-tabs-mode: nil
+ * End:
+ */

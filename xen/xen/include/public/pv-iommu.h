@@ -1,0 +1,333 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef __XEN_PUBLIC_PV_IOMMU_H__
+#define __XEN_PUBLIC_PV_IOMMU_H__
+
+#include "xen.h"
+#include "physdev.h"
+
+/*
+ * PV-IOMMU: a domain creates IOMMU contexts (I/O address spaces) of its own,
+ * maps its pages into them and attaches the devices it owns.
+ *
+ * Source of the interface: the "PV-IOMMU" RFC series posted to xen-devel from
+ * June 2024 (v1) to November 2025 (v7), as shipped by downstreams. The wording
+ * of this file is our own. Layouts, sub-op numbers and bits up to and including
+ * IOMMU_flush_pages are those of the drafts and of the downstreams; what is
+ * marked "extension" below is new here and must only be used where the
+ * capability bit that is named with it is reported.
+ *
+ * Call:    long HYPERVISOR_iommu_op(unsigned int subop, void *arg)
+ * Number:  __HYPERVISOR_iommu_op (43)
+ * Returns: 0, or a negative Xen errno value.
+ *
+ * Terms: a context is an I/O address space, named by ctx_no. Context 0 is the
+ * default context, which devices are in when nobody has moved them; it cannot
+ * be mapped into. dfn is a device frame number (iova >> 12), gfn a frame
+ * number of the calling domain: the machine frame in a PV domain, the guest
+ * physical one in an HVM/PVH domain. Frame numbers are in units of 4 KiB;
+ * nr_pages and the counters count pages of pgsize bytes.
+ *
+ * General errors: -EOPNOTSUPP unknown sub-op (or extension), -EFAULT bad
+ * argument pointer, -ENODEV no IOMMU for this domain, -EPERM not allowed for
+ * this domain, -EACCES the domain has not been initialised, -EINVAL malformed
+ * argument (including a ctx_no that does not exist).
+ *
+ * Where this differs from the drafts, as implemented up to v7: IOMMU_init does
+ * not allocate a context, fails the second time, and can be repeated after a
+ * failure; a context that could not be freed stays usable; unknown flags, page
+ * sizes that are not supported, and addresses beyond max_iova_addr are refused
+ * rather than ignored; a whole range is checked for reserved regions.
+ */
+
+/* Sub-ops. */
+#define IOMMU_noop                  0
+#define IOMMU_query_capabilities    1
+#define IOMMU_init                  2
+#define IOMMU_alloc_context         3
+#define IOMMU_free_context          4
+#define IOMMU_reattach_device       5
+#define IOMMU_map_pages             6
+#define IOMMU_unmap_pages           7
+#define IOMMU_remote_cmd            8
+#define IOMMU_alloc_nested          9
+#define IOMMU_flush_nested         10
+#define IOMMU_attach_pasid         11
+#define IOMMU_detach_pasid         12
+#define IOMMU_flush_pages          13 /* downstreams; IOMMUCAP_deferred_flush */
+#define IOMMU_map_runs             32 /* extension;   IOMMUCAP_runs */
+#define IOMMU_unmap_runs           33 /* extension;   IOMMUCAP_runs */
+
+/*
+ * IOMMU_query_capabilities: fills struct pv_iommu_capabilities.
+ *
+ * max_ctx_no is 0 as long as the domain has not been initialised (IOMMU_init).
+ * Contexts are numbered from 1 to max_ctx_no.
+ */
+
+/* Context 0 is an identity map (else it blocks all but reserved regions). */
+#define IOMMUCAP_default_identity   (1U << 0)
+/*
+ * DMA is coherent with the CPUs' caches, also where a device asks for it not to
+ * be (no-snoop).
+ */
+#define IOMMUCAP_cache              (1U << 1)
+/* IOMMU_alloc_nested is there (not implemented by anybody). */
+#define IOMMUCAP_nested             (1U << 2)
+/* IOMMU_attach_pasid is there (not implemented by anybody). */
+#define IOMMUCAP_pasid              (1U << 3)
+/* IOMMU_ALLOC_identity is there. */
+#define IOMMUCAP_identity           (1U << 4)
+/* IOMMU_MAP_no_flush and IOMMU_flush_pages are there (downstreams). */
+#define IOMMUCAP_deferred_flush     (1U << 5)
+/*
+ * Extension: interrupts of this domain's devices are remapped, a device can
+ * only send those that were set up for it.
+ */
+#define IOMMUCAP_isolated_msi       (1U << 16)
+/*
+ * Extension: pv_iommu_unmap_pages.unmap_flags and IOMMU_UNMAP_no_flush are
+ * there. Frames are kept until the flush.
+ */
+#define IOMMUCAP_deferred_unmap     (1U << 17)
+/* Extension: IOMMU_map_runs and IOMMU_unmap_runs are there. */
+#define IOMMUCAP_runs               (1U << 18)
+
+struct pv_iommu_capabilities {
+    /* OUT: highest device address that can be mapped, in bytes, inclusive. */
+    uint64_t max_iova_addr;
+    /* OUT: IOMMUCAP_* */
+    uint32_t cap_flags;
+    /* OUT: mask of supported page sizes, in bytes. */
+    uint32_t pgsize_mask;
+    /* OUT: highest PASID, 0 if there are none. */
+    uint32_t max_pasid;
+    /* OUT: highest context number, 0 before IOMMU_init. */
+    uint16_t max_ctx_no;
+    uint16_t pad;
+};
+typedef struct pv_iommu_capabilities pv_iommu_capabilities_t;
+DEFINE_XEN_GUEST_HANDLE(pv_iommu_capabilities_t);
+
+/*
+ * IOMMU_init: sets the number of contexts and the size of the pool that the
+ * page tables of contexts other than 0 are taken from. Once per domain.
+ *
+ * -EACCES: the domain has been initialised already. -EINVAL: max_ctx_no is 0
+ * or above 0xfffe, or a limit is exceeded. -ENOMEM: no memory; may be retried.
+ *
+ * In the drafts this sub-op goes on into IOMMU_alloc_context: callers
+ * must query again afterwards and judge by that, not by the return value.
+ */
+struct pv_iommu_init {
+    /* IN: highest context number wanted. */
+    uint32_t max_ctx_no;
+    /* IN: the pool has 2^arena_order pages. */
+    uint32_t arena_order;
+};
+typedef struct pv_iommu_init pv_iommu_init_t;
+DEFINE_XEN_GUEST_HANDLE(pv_iommu_init_t);
+
+/*
+ * IOMMU_alloc_context: makes a new context, empty but for reserved regions.
+ *
+ * -ENOSPC: all contexts are in use. -ENOMEM: the pool is empty.
+ */
+
+/* The new context is an identity map; it cannot be mapped into. */
+#define IOMMU_ALLOC_identity        (1U << 0)
+
+struct pv_iommu_alloc {
+    /* OUT: number of the new context. */
+    uint16_t ctx_no;
+    /* IN: IOMMU_ALLOC_* */
+    uint32_t alloc_flags;
+};
+typedef struct pv_iommu_alloc pv_iommu_alloc_t;
+DEFINE_XEN_GUEST_HANDLE(pv_iommu_alloc_t);
+
+/*
+ * IOMMU_free_context: destroys a context with all its mappings.
+ *
+ * -EBUSY: there are devices in it and reattach_default is not set; the context
+ * remains as it was.
+ */
+
+/* Move the devices that are in the context to context 0 first. */
+#define IOMMU_FREE_reattach_default (1U << 0)
+
+struct pv_iommu_free {
+    /* IN: context to free. */
+    uint16_t ctx_no;
+    /* IN: IOMMU_FREE_* */
+    uint32_t free_flags;
+};
+typedef struct pv_iommu_free pv_iommu_free_t;
+DEFINE_XEN_GUEST_HANDLE(pv_iommu_free_t);
+
+/*
+ * IOMMU_map_pages: maps nr_pages pages, contiguous in both dfn and gfn.
+ * Pages larger than 4 KiB are mapped wholly or not at all.
+ *
+ * The counter "mapped" is added to; it is right after an error, too. gfn, dfn
+ * and nr_pages are changed when the call is continued: callers fill in every
+ * field anew for each call and trust only the counter afterwards.
+ *
+ * -EADDRINUSE: something is mapped there (the drafts' text says -EINVAL).
+ * -EADDRNOTAVAIL: a reserved region. -ENOENT: no page behind gfn. -EPERM: the
+ * domain may not map that frame, or not with that access. -ENOMEM: the pool
+ * is empty. -ERANGE, -EINVAL: beyond max_iova_addr, unsupported pgsize,
+ * misaligned dfn or gfn, neither readable nor writeable.
+ */
+#define IOMMU_MAP_readable          (1U << 0)
+#define IOMMU_MAP_writeable         (1U << 1)
+#define IOMMU_MAP_cache             (1U << 2)
+/* Do not flush the IOTLB: IOMMU_flush_pages follows. */
+#define IOMMU_MAP_no_flush          (1U << 3)
+
+struct pv_iommu_map_pages {
+    /* IN: context to map into. */
+    uint16_t ctx_no;
+    /* IN: first frame of the caller. */
+    uint64_t gfn;
+    /* IN: first device frame. */
+    uint64_t dfn;
+    /* IN: IOMMU_MAP_* */
+    uint32_t map_flags;
+    /* IN: page size in bytes, one of pgsize_mask. */
+    uint32_t pgsize;
+    /* IN: number of pages of pgsize bytes. */
+    uint32_t nr_pages;
+    /* OUT: counter of pages mapped. */
+    uint32_t mapped;
+};
+typedef struct pv_iommu_map_pages pv_iommu_map_pages_t;
+DEFINE_XEN_GUEST_HANDLE(pv_iommu_map_pages_t);
+
+/*
+ * IOMMU_unmap_pages: unmaps nr_pages pages from dfn on.
+ *
+ * Stops at the first page that is not mapped (-ENOENT) or cannot be unmapped;
+ * the remainder is as it was. "unmapped" behaves like "mapped" above.
+ */
+
+/*
+ * Extension, IOMMUCAP_deferred_unmap: do not flush the IOTLB. Devices may
+ * reach the pages until IOMMU_flush_pages, which also releases the frames.
+ */
+#define IOMMU_UNMAP_no_flush        (1U << 0)
+
+struct pv_iommu_unmap_pages {
+    /* IN: context to unmap from. */
+    uint16_t ctx_no;
+    /* IN: first device frame. */
+    uint64_t dfn;
+    /* IN: page size in bytes, one of pgsize_mask. */
+    uint32_t pgsize;
+    /* IN: number of pages of pgsize bytes. */
+    uint32_t nr_pages;
+    /* OUT: counter of pages unmapped. */
+    uint32_t unmapped;
+    /* IN: IOMMU_UNMAP_*, padding unless IOMMUCAP_deferred_unmap is reported. */
+    uint32_t unmap_flags;
+};
+typedef struct pv_iommu_unmap_pages pv_iommu_unmap_pages_t;
+DEFINE_XEN_GUEST_HANDLE(pv_iommu_unmap_pages_t);
+
+/*
+ * IOMMU_flush_pages: flushes the IOTLB for a range of a context.
+ *
+ * After it no device reaches what was unmapped from the range before the call.
+ */
+struct pv_iommu_flush_pages {
+    /* IN: context to flush. */
+    uint16_t ctx_no;
+    /* IN: first device frame. */
+    uint64_t dfn;
+    /* IN: page size in bytes, one of pgsize_mask. */
+    uint32_t pgsize;
+    /* IN: number of pages of pgsize bytes. */
+    uint32_t nr_pages;
+};
+typedef struct pv_iommu_flush_pages pv_iommu_flush_pages_t;
+DEFINE_XEN_GUEST_HANDLE(pv_iommu_flush_pages_t);
+
+/*
+ * IOMMU_reattach_device: moves a device into a context, 0 for the default one.
+ *
+ * -ENODEV: no such device (older: -ENOENT), or no IOMMU in front of it.
+ * -EPERM: the device is not the caller's. The device stays where it was.
+ */
+struct pv_iommu_reattach_device {
+    /* IN: context to attach to. */
+    uint16_t ctx_no;
+    /* IN: the device. */
+    struct physdev_pci_device dev;
+    /* IN: PASID, 0 for none. */
+    uint32_t pasid;
+};
+typedef struct pv_iommu_reattach_device pv_iommu_reattach_device_t;
+DEFINE_XEN_GUEST_HANDLE(pv_iommu_reattach_device_t);
+
+/* IOMMU_remote_cmd: a sub-op on behalf of another domain (toolstack). */
+struct pv_iommu_remote_cmd {
+    /* IN: the domain. */
+    uint16_t domid;
+    /* IN: sub-op. */
+    uint16_t subop;
+    /* INOUT: the argument of that sub-op. */
+    XEN_GUEST_HANDLE(void) arg;
+};
+typedef struct pv_iommu_remote_cmd pv_iommu_remote_cmd_t;
+DEFINE_XEN_GUEST_HANDLE(pv_iommu_remote_cmd_t);
+
+/*
+ * Extension, IOMMUCAP_runs: a list of runs (pieces contiguous in dfn and gfn)
+ * in one call. IOMMU_map_runs is IOMMU_map_pages, and IOMMU_unmap_runs is
+ * IOMMU_unmap_pages (gfn is ignored), for each run in order, with one flush
+ * of the IOTLB for all.
+ *
+ * Stops at the first error. "done" counts 4 KiB frames over all runs, is set
+ * (not added to), and is right after an error, too. The caller's struct and
+ * list are otherwise left as they were.
+ */
+struct pv_iommu_run {
+    /* IN: first frame of the caller. */
+    uint64_t gfn;
+    /* IN: first device frame. */
+    uint64_t dfn;
+    /* IN: number of 4 KiB frames. */
+    uint64_t nr_frames;
+};
+typedef struct pv_iommu_run pv_iommu_run_t;
+DEFINE_XEN_GUEST_HANDLE(pv_iommu_run_t);
+
+#define IOMMU_MAX_RUNS              1024
+
+struct pv_iommu_runs {
+    /* IN: context. */
+    uint16_t ctx_no;
+    uint16_t pad;
+    /* IN: IOMMU_MAP_* or IOMMU_UNMAP_*, the same for all runs. */
+    uint32_t flags;
+    /* IN: number of runs, at most IOMMU_MAX_RUNS. */
+    uint32_t nr_runs;
+    uint32_t pad2;
+    /* IN: the runs. */
+    XEN_GUEST_HANDLE(pv_iommu_run_t) runs;
+    /* OUT: number of 4 KiB frames done. */
+    uint64_t done;
+};
+typedef struct pv_iommu_runs pv_iommu_runs_t;
+DEFINE_XEN_GUEST_HANDLE(pv_iommu_runs_t);
+
+#endif /* __XEN_PUBLIC_PV_IOMMU_H__ */
+
+/*
+ * Local variables:
+ * mode: C
+ * c-file-style: "BSD"
+ * c-basic-offset: 4
+ * tab-width: 4
+ * indent-tabs-mode: nil
+ * End:
+ */
