@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * lab-disk: read and write a disk past the page cache, so that every byte that
+ * is looked at has come by DMA.
+ *
+ *   lab-disk sum DISK             SHA-256 and size of the whole disk
+ *   lab-disk write DISK OFFSET N  write N random bytes, read them back, compare,
+ *                                 put the old bytes back, and compare again
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "sha256.h"
+
+#define CHUNK 1048576
+
+static void fatal(const char *what)
+{
+	fprintf(stderr, "lab-disk: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static unsigned char *buffer(size_t size)
+{
+	void *data = aligned_alloc(4096, size);
+
+	if (!data)
+		fatal("memory");
+	/* Stale bytes must not pass for data that never arrived. */
+	memset(data, 0xa5, size);
+	return data;
+}
+
+static void read_at(int fd, unsigned char *data, size_t len, off_t offset)
+{
+	ssize_t n = pread(fd, data, len, offset);
+
+	if (n != (ssize_t)len) {
+		if (n >= 0)
+			errno = EIO;
+		fatal("read");
+	}
+}
+
+static void write_at(int fd, const unsigned char *data, size_t len, off_t offset)
+{
+	ssize_t n = pwrite(fd, data, len, offset);
+
+	if (n != (ssize_t)len) {
+		if (n >= 0)
+			errno = EIO;
+		fatal("write");
+	}
+	if (fsync(fd))
+		fatal("flush");
+}
+
+static int sum(const char *path)
+{
+	struct sha256 sha;
+	unsigned char *data = buffer(CHUNK);
+	char text[65];
+	int fd = open(path, O_RDONLY | O_DIRECT);
+	off_t size;
+
+	if (fd < 0)
+		fatal(path);
+	size = lseek(fd, 0, SEEK_END);
+	if (size <= 0 || size % 512)
+		fatal("size of the disk");
+
+	sha256_init(&sha);
+	for (off_t offset = 0; offset < size; offset += CHUNK) {
+		size_t len = size - offset < CHUNK ? size - offset : CHUNK;
+
+		memset(data, 0xa5, len);
+		read_at(fd, data, len, offset);
+		sha256_update(&sha, data, len);
+	}
+	sha256_final(&sha, text);
+	printf("%s %lld\n", text, (long long)size);
+	return fflush(stdout) ? 1 : 0;
+}
+
+static int write_back(const char *path, const char *offset_text, const char *len_text)
+{
+	unsigned long long offset = strtoull(offset_text, NULL, 0);
+	unsigned long long len = strtoull(len_text, NULL, 0);
+	unsigned char *old, *new, *back;
+	int fd, differs;
+
+	if (!len || len % 4096 || offset % 4096 || len > CHUNK) {
+		fprintf(stderr, "lab-disk: only whole pages, 1 MiB at most\n");
+		return 2;
+	}
+	fd = open(path, O_RDWR | O_DIRECT);
+	if (fd < 0)
+		fatal(path);
+	old = buffer(len);
+	new = buffer(len);
+	back = buffer(len);
+
+	read_at(fd, old, len, offset);
+	for (size_t done = 0; done < len; done += 256)
+		if (getrandom(new + done, 256, 0) != 256)
+			fatal("random bytes");
+	write_at(fd, new, len, offset);
+	read_at(fd, back, len, offset);
+	differs = memcmp(new, back, len);
+
+	write_at(fd, old, len, offset);
+	memset(back, 0xa5, len);
+	read_at(fd, back, len, offset);
+	if (differs || memcmp(old, back, len)) {
+		fprintf(stderr, "lab-disk: what was read back is not what was %s\n",
+			differs ? "written" : "restored");
+		return 1;
+	}
+	printf("%llu bytes written at %llu, read back, restored\n", len, offset);
+	return fflush(stdout) ? 1 : 0;
+}
+
+int main(int argc, char **argv)
+{
+	if (argc == 3 && !strcmp(argv[1], "sum"))
+		return sum(argv[2]);
+	if (argc == 5 && !strcmp(argv[1], "write"))
+		return write_back(argv[2], argv[3], argv[4]);
+	fprintf(stderr, "usage: lab-disk sum DISK | write DISK OFFSET BYTES\n");
+	return 2;
+}

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=sh
+# What the tests share. Read in by each of them, after "set -eu".
+
+CLASS=/sys/class/iommu/xen-iommu
+STATS=/sys/kernel/debug/iommu/xen/stats
+EDU=/sys/kernel/debug/xen_iommu_edu
+
+say() {
+	echo "    # $*"
+}
+
+fail() {
+	say "FAILED: $*"
+	exit 1
+}
+
+on_xen() {
+	[ "$LAB_DOM0" != none ]
+}
+
+# The functions that can do DMA: all but the IOMMUs' own (class 0806).
+pci_functions() {
+	for dev in /sys/bus/pci/devices/*; do
+		[ -e "$dev/class" ] || fail "no PCI devices"
+		case $(cat "$dev/class") in
+		0x0806*) ;;
+		*) basename "$dev" ;;
+		esac
+	done
+}
+
+edu_devices() {
+	for dev in /sys/bus/pci/devices/*; do
+		if [ "$(cat "$dev/vendor"):$(cat "$dev/device")" = 0x1234:0x11e8 ]; then
+			basename "$dev"
+		fi
+	done
+}
+
+load_edu() {
+	if [ ! -d "$EDU" ]; then
+		insmod /lib/xen-iommu/xen_iommu_edu.ko "dma_bits=$LAB_EDU_DMA_BITS"
+	fi
+	[ -n "$(edu_devices)" ] || fail "no edu device"
+	for dev in $(edu_devices); do
+		[ -e "$EDU/$dev/run" ] || fail "edu $dev has not been taken by its test module"
+	done
+}
+
+# Where faults are told: Xen's console since the mark, or the kernel's own log on bare metal.
+mark_faults() {
+	fault_mark=0
+	if on_xen; then
+		fault_mark=$(xen-dmesg -e)
+	fi
+}
+
+fault_log() {
+	if on_xen; then
+		xen-dmesg "$fault_mark"
+	else
+		dmesg
+	fi
+}
+
+# fault_at LOG DEVICE ADDRESS read|write: is there a fault of this DMA?
+fault_at() {
+	page=$(printf %x $(($3 >> 12)))
+	# VT-d gives the page, AMD-Vi the address; Linux and Xen word it differently.
+	case $LAB_IOMMU,$4 in
+	amd,*) pattern="IO_PAGE_FAULT.*$2.*addr(ess)?[ =](0x)?0*${page}[0-9a-f]{3}[^0-9a-f]" ;;
+	*,read) pattern="DMA Read.*$2\] fault addr (0x)?0*${page}000" ;;
+	*,write) pattern="DMA Write.*$2\] fault addr (0x)?0*${page}000" ;;
+	esac
+	case $2 in
+	0000:*) grep -qE "$(echo "$pattern" | sed "s/$2/(0000:)?${2#0000:}/")" "$1" ;;
+	*) grep -qE "$pattern" "$1" ;;
+	esac
+}
+
+# results REPORT: show the KTAP of a suite, fail if a case failed
+results() {
+	cat "$1"
+	! grep -q '^ *not ok' "$1" || fail "a case failed"
+	grep -q '^ *ok' "$1" || fail "no results"
+}
+
+# run_edu DEVICE SUITE [COUNT]: the KTAP is in /tmp/report afterwards
+run_edu() {
+	edu_status=0
+	mark_faults
+	printf %s "$2 ${3:-}" > "$EDU/$1/run" || edu_status=1
+	cat "$EDU/$1/results" > /tmp/report
+	results /tmp/report
+	[ "$edu_status" = 0 ] || fail "the suite did not run to its end on $1"
+}
+
+# check_faults DEVICE REPORT: every DMA that was blocked must be in the log of faults
+check_faults() {
+	fault_log > /tmp/faults
+	blocked=0 missing=0
+	# The loop reads a file, not a pipe: its counters must survive it.
+	grep '# blocked ' "$2" > /tmp/blocked || [ $? = 1 ]
+	while read -r _ _ direction address; do
+		blocked=$((blocked + 1))
+		if ! fault_at /tmp/faults "$1" "$address" "$direction"; then
+			missing=$((missing + 1))
+			echo "$direction $address" >> /tmp/missing
+		fi
+	done < /tmp/blocked
+	[ "$blocked" != 0 ] || fail "no DMA was to be blocked"
+	say "$blocked transfers blocked, $missing of them without a fault in the log"
+	if [ "$LAB_IOMMU" = amd ] && [ "$missing" = "$blocked" ]; then
+		# Seen with QEMU 7.2: the register of the log's tail stays 0.
+		say "QEMU's AMD IOMMU does not hand out its events: memory alone has shown it"
+	elif on_xen && [ "$missing" != 0 ]; then
+		sed 's/^/    # no fault logged: /' /tmp/missing
+		fail "faults missing in Xen's log"
+	elif [ "$missing" = "$blocked" ]; then
+		# Linux limits the rate of its messages: there, only ask for some.
+		fail "no faults in the kernel's log"
+	fi
+}
+
+# attribute NAME: of the xen-iommu device
+attribute() {
+	cat "$CLASS/xen-iommu/$1"
+}
+
+# stat NAME: counter of the driver
+counter() {
+	awk -v name="$1" '$1 == name { print $2; found = 1 } END { exit !found }' "$STATS"
+}

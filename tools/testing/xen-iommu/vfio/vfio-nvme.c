@@ -1,0 +1,842 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * vfio-nvme: a driver for an NVMe disk in userspace, as a test of VFIO.
+ *
+ *   vfio-nvme iommufd|container DEVICE [read|MAPPINGS]
+ *
+ * DEVICE is a PCI address, bound to vfio-pci. Runs its cases, with that many
+ * mappings at once where many are made, and prints their KTAP; with "read" it
+ * reads the disk again and again instead, until it is killed. The exit status is
+ * 0 if all is well, 3 if the kernel refuses the device for want of interrupt
+ * isolation, else 1.
+ *
+ * What the cases say of blocked DMA they have seen in memory. A line
+ * "# blocked <read|write> <address>" lets a script look for the fault, too.
+ *
+ * Not a case, on purpose: unmapping while a transfer is on its way. QEMU's disk
+ * looks an address up once and keeps the pointer, so such data still arrives.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/iommufd.h>
+#include <linux/types.h>
+#include <linux/vfio.h>
+#include <poll.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../src/sha256.h"
+
+#define PAGE 4096UL
+#define EXIT_UNSAFE 3
+
+/*
+ * VFIO, by either door
+ */
+
+struct vfio {
+	bool legacy;
+	int device;
+	int container;		/* of the legacy interface */
+	int group;
+	int iommufd;
+	__u32 ioas;
+};
+
+static int fail(const char *what)
+{
+	int err = errno ?: EIO;
+
+	printf("    # %s: %s\n", what, strerror(err));
+	return -err;
+}
+
+static int open_container(struct vfio *vfio, const char *bdf)
+{
+	struct vfio_group_status status = { .argsz = sizeof(status) };
+	char path[PATH_MAX], link[PATH_MAX] = "";
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/iommu_group", bdf);
+	if (readlink(path, link, sizeof(link) - 1) < 0)
+		return fail(path);
+	snprintf(path, sizeof(path), "/dev/vfio%s", strrchr(link, '/'));
+	vfio->group = open(path, O_RDWR | O_CLOEXEC);
+	if (vfio->group < 0)
+		return fail(path);
+	vfio->container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
+	if (vfio->container < 0)
+		return fail("/dev/vfio/vfio");
+	if (ioctl(vfio->group, VFIO_GROUP_GET_STATUS, &status) ||
+	    !(status.flags & VFIO_GROUP_FLAGS_VIABLE))
+		return fail("group not viable");
+	if (ioctl(vfio->group, VFIO_GROUP_SET_CONTAINER, &vfio->container))
+		return fail("VFIO_GROUP_SET_CONTAINER");
+	if (ioctl(vfio->container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU))
+		return fail("VFIO_SET_IOMMU");
+	vfio->device = ioctl(vfio->group, VFIO_GROUP_GET_DEVICE_FD, bdf);
+	return vfio->device < 0 ? fail("VFIO_GROUP_GET_DEVICE_FD") : 0;
+}
+
+static int open_iommufd(struct vfio *vfio, const char *bdf)
+{
+	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind) };
+	struct vfio_device_attach_iommufd_pt attach = { .argsz = sizeof(attach) };
+	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
+	char path[PATH_MAX];
+
+	/* The number is the last of all of its folder's name. */
+	for (int i = 0; i < 64; i++) {
+		snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/vfio-dev/vfio%d", bdf, i);
+		if (!access(path, F_OK)) {
+			snprintf(path, sizeof(path), "/dev/vfio/devices/vfio%d", i);
+			break;
+		}
+	}
+	vfio->device = open(path, O_RDWR | O_CLOEXEC);
+	if (vfio->device < 0)
+		return fail(path);
+	vfio->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
+	if (vfio->iommufd < 0)
+		return fail("/dev/iommu");
+	bind.iommufd = vfio->iommufd;
+	if (ioctl(vfio->device, VFIO_DEVICE_BIND_IOMMUFD, &bind))
+		return fail("VFIO_DEVICE_BIND_IOMMUFD");
+	if (ioctl(vfio->iommufd, IOMMU_IOAS_ALLOC, &alloc))
+		return fail("IOMMU_IOAS_ALLOC");
+	vfio->ioas = alloc.out_ioas_id;
+	attach.pt_id = vfio->ioas;
+	if (ioctl(vfio->device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach))
+		return fail("VFIO_DEVICE_ATTACH_IOMMUFD_PT");
+	return 0;
+}
+
+#define MAP_READ	1
+#define MAP_WRITE	2
+#define MAP_RW		(MAP_READ | MAP_WRITE)
+
+static int map(struct vfio *vfio, __u64 iova, void *mem, __u64 size, int rights)
+{
+	struct vfio_iommu_type1_dma_map old = {
+		.argsz = sizeof(old),
+		.flags = (rights & MAP_READ ? VFIO_DMA_MAP_FLAG_READ : 0) |
+			 (rights & MAP_WRITE ? VFIO_DMA_MAP_FLAG_WRITE : 0),
+		.vaddr = (unsigned long)mem,
+		.iova = iova,
+		.size = size,
+	};
+	struct iommu_ioas_map new = {
+		.size = sizeof(new),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA |
+			 (rights & MAP_READ ? IOMMU_IOAS_MAP_READABLE : 0) |
+			 (rights & MAP_WRITE ? IOMMU_IOAS_MAP_WRITEABLE : 0),
+		.ioas_id = vfio->ioas,
+		.user_va = (unsigned long)mem,
+		.iova = iova,
+		.length = size,
+	};
+	int ret;
+
+	if (vfio->legacy)
+		ret = ioctl(vfio->container, VFIO_IOMMU_MAP_DMA, &old);
+	else
+		ret = ioctl(vfio->iommufd, IOMMU_IOAS_MAP, &new);
+	return ret ? -errno : 0;
+}
+
+/* Bytes unmapped, or an error. */
+static __s64 unmap(struct vfio *vfio, __u64 iova, __u64 size)
+{
+	struct vfio_iommu_type1_dma_unmap old = {
+		.argsz = sizeof(old),
+		.iova = iova,
+		.size = size,
+	};
+	struct iommu_ioas_unmap new = {
+		.size = sizeof(new),
+		.ioas_id = vfio->ioas,
+		.iova = iova,
+		.length = size,
+	};
+
+	if (vfio->legacy)
+		return ioctl(vfio->container, VFIO_IOMMU_UNMAP_DMA, &old) ? -errno :
+									    (__s64)old.size;
+	return ioctl(vfio->iommufd, IOMMU_IOAS_UNMAP, &new) ? -errno : (__s64)new.length;
+}
+
+static int enable_bus_master(struct vfio *vfio)
+{
+	struct vfio_region_info info = {
+		.argsz = sizeof(info),
+		.index = VFIO_PCI_CONFIG_REGION_INDEX,
+	};
+	__u16 command;
+
+	if (ioctl(vfio->device, VFIO_DEVICE_GET_REGION_INFO, &info))
+		return fail("VFIO_DEVICE_GET_REGION_INFO");
+	if (pread(vfio->device, &command, 2, info.offset + 4) != 2)
+		return fail("config space");
+	command |= 1 << 1 | 1 << 2;	/* memory space, bus master */
+	if (pwrite(vfio->device, &command, 2, info.offset + 4) != 2)
+		return fail("config space");
+	return 0;
+}
+
+/* Make MSI-X vector 0 signal this eventfd; -1: none. */
+static int set_msix(struct vfio *vfio, int fd)
+{
+	struct {
+		struct vfio_irq_set set;
+		__s32 fd;
+	} irq = {
+		.set = {
+			.argsz = sizeof(irq),
+			.flags = fd < 0 ? VFIO_IRQ_SET_DATA_NONE | VFIO_IRQ_SET_ACTION_TRIGGER :
+					  VFIO_IRQ_SET_DATA_EVENTFD | VFIO_IRQ_SET_ACTION_TRIGGER,
+			.index = VFIO_PCI_MSIX_IRQ_INDEX,
+			.count = fd < 0 ? 0 : 1,
+		},
+		.fd = fd,
+	};
+
+	return ioctl(vfio->device, VFIO_DEVICE_SET_IRQS, &irq) ? fail("VFIO_DEVICE_SET_IRQS") : 0;
+}
+
+/*
+ * NVMe: the least that reads and writes
+ */
+
+#define NVME_CAP	0x00
+#define NVME_CC		0x14
+#define NVME_CSTS	0x1c
+#define NVME_AQA	0x24
+#define NVME_ASQ	0x28
+#define NVME_ACQ	0x30
+#define NVME_DOORBELLS	0x1000
+
+#define ADMIN_DELETE_SQ	0x00
+#define ADMIN_CREATE_SQ	0x01
+#define ADMIN_DELETE_CQ	0x04
+#define ADMIN_CREATE_CQ	0x05
+#define ADMIN_IDENTIFY	0x06
+#define IO_WRITE	0x01
+#define IO_READ		0x02
+
+#define DEPTH 64
+
+struct command {
+	__u8 opcode;
+	__u8 flags;
+	__u16 id;
+	__u32 nsid;
+	__u64 reserved[2];
+	__u64 prp[2];
+	__u32 dw[6];
+};
+
+struct completion {
+	__u32 result;
+	__u32 reserved;
+	__u16 sq_head;
+	__u16 sq;
+	__u16 id;
+	__u16 status;		/* the phase is bit 0 */
+};
+
+struct queue {
+	struct command *sq;
+	struct completion *cq;
+	unsigned int number, tail, head, phase;
+};
+
+/* The memory that the device may always use, and its place on the bus. */
+#define DATA_SIZE	(128UL << 10)
+#define QUEUES		3
+#define PRP_LIST	(2 * QUEUES * PAGE)
+#define DATA		(PRP_LIST + PAGE)
+#define ARENA_SIZE	(DATA + DATA_SIZE)
+#define ARENA_IOVA	0x100000000ULL
+
+/* Where the cases map, a step for each, so that each fault has one origin. */
+#define CASE_IOVA	0x1000000000ULL
+#define CASE_STEP	0x100000000ULL
+
+struct nvme {
+	struct vfio *vfio;
+	char *regs;
+	unsigned int stride;
+	char *arena;
+	struct queue queues[QUEUES];
+	__u64 blocks;
+	unsigned int block_size;
+	__u64 iova;		/* of the case that runs */
+	unsigned int mappings;
+};
+
+static __u32 reg32(struct nvme *nvme, unsigned int reg)
+{
+	return __atomic_load_n((__u32 *)(nvme->regs + reg), __ATOMIC_ACQUIRE);
+}
+
+static void set_reg32(struct nvme *nvme, unsigned int reg, __u32 value)
+{
+	/* What the device is to read has been written before. */
+	__atomic_store_n((__u32 *)(nvme->regs + reg), value, __ATOMIC_SEQ_CST);
+}
+
+static void set_reg64(struct nvme *nvme, unsigned int reg, __u64 value)
+{
+	set_reg32(nvme, reg, value);
+	set_reg32(nvme, reg + 4, value >> 32);
+}
+
+static __u64 now_ms(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000ULL + ts.tv_nsec / 1000000;
+}
+
+static void submit(struct nvme *nvme, struct queue *q, const struct command *cmd)
+{
+	memcpy(&q->sq[q->tail], cmd, sizeof(*cmd));
+	q->sq[q->tail].id = q->tail;
+	q->tail = (q->tail + 1) % DEPTH;
+	set_reg32(nvme, NVME_DOORBELLS + 2 * q->number * nvme->stride, q->tail);
+}
+
+/* The status of the next command to complete, or an error. */
+static int complete(struct nvme *nvme, struct queue *q)
+{
+	__u64 end = now_ms() + 20000;
+	int status;
+
+	while ((__atomic_load_n(&q->cq[q->head].status, __ATOMIC_ACQUIRE) & 1) != q->phase) {
+		if (now_ms() > end) {
+			errno = ETIMEDOUT;
+			return fail("no completion");
+		}
+		if (reg32(nvme, NVME_CSTS) & 2) {
+			errno = EIO;
+			return fail("the controller has failed");
+		}
+		usleep(10);
+	}
+	status = q->cq[q->head].status >> 1;
+	q->head = (q->head + 1) % DEPTH;
+	q->phase ^= !q->head;
+	set_reg32(nvme, NVME_DOORBELLS + (2 * q->number + 1) * nvme->stride, q->head);
+	return status;
+}
+
+static int execute(struct nvme *nvme, struct queue *q, const struct command *cmd)
+{
+	submit(nvme, q, cmd);
+	return complete(nvme, q);
+}
+
+static void init_queue(struct nvme *nvme, unsigned int number)
+{
+	struct queue *q = &nvme->queues[number];
+
+	*q = (struct queue){
+		.sq = (void *)(nvme->arena + 2 * number * PAGE),
+		.cq = (void *)(nvme->arena + (2 * number + 1) * PAGE),
+		.number = number,
+		.phase = 1,
+	};
+	memset(q->cq, 0, PAGE);
+}
+
+static int create_queue(struct nvme *nvme, unsigned int number, bool interrupt)
+{
+	__u64 base = ARENA_IOVA + 2 * number * PAGE;
+	struct command cmd = {
+		.opcode = ADMIN_CREATE_CQ,
+		.prp = { base + PAGE },
+		.dw = { (DEPTH - 1) << 16 | number, interrupt << 1 | 1 },
+	};
+	int status;
+
+	init_queue(nvme, number);
+	status = execute(nvme, &nvme->queues[0], &cmd);
+	if (status)
+		return status;
+	cmd.opcode = ADMIN_CREATE_SQ;
+	cmd.prp[0] = base;
+	cmd.dw[1] = number << 16 | 1;
+	return execute(nvme, &nvme->queues[0], &cmd);
+}
+
+static int delete_queue(struct nvme *nvme, unsigned int number)
+{
+	struct command cmd = { .opcode = ADMIN_DELETE_SQ, .dw = { number } };
+	int status = execute(nvme, &nvme->queues[0], &cmd);
+
+	cmd.opcode = ADMIN_DELETE_CQ;
+	return status ?: execute(nvme, &nvme->queues[0], &cmd);
+}
+
+static int wait_ready(struct nvme *nvme, unsigned int ready)
+{
+	__u64 end = now_ms() + 20000;
+
+	while ((reg32(nvme, NVME_CSTS) & 1) != ready) {
+		if (now_ms() > end) {
+			errno = ETIMEDOUT;
+			return fail(ready ? "no start" : "no stop");
+		}
+		usleep(1000);
+	}
+	return 0;
+}
+
+static int start_nvme(struct nvme *nvme, struct vfio *vfio)
+{
+	struct vfio_region_info info = {
+		.argsz = sizeof(info),
+		.index = VFIO_PCI_BAR0_REGION_INDEX,
+	};
+	struct command identify = {
+		.opcode = ADMIN_IDENTIFY,
+		.nsid = 1,
+		.prp = { ARENA_IOVA + DATA },
+	};
+	unsigned char *id;
+	__u8 format;
+	int ret;
+
+	nvme->vfio = vfio;
+	ret = enable_bus_master(vfio);
+	if (ret)
+		return ret;
+	if (ioctl(vfio->device, VFIO_DEVICE_GET_REGION_INFO, &info))
+		return fail("VFIO_DEVICE_GET_REGION_INFO");
+	nvme->regs = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, vfio->device,
+			  info.offset);
+	if (nvme->regs == MAP_FAILED)
+		return fail("mapping BAR 0");
+	nvme->stride = 4 << (reg32(nvme, NVME_CAP + 4) & 0xf);
+
+	nvme->arena = mmap(NULL, ARENA_SIZE, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	if (nvme->arena == MAP_FAILED)
+		return fail("memory");
+	ret = map(vfio, ARENA_IOVA, nvme->arena, ARENA_SIZE, MAP_RW);
+	if (ret) {
+		errno = -ret;
+		return fail("mapping the queues");
+	}
+
+	set_reg32(nvme, NVME_CC, 0);
+	ret = wait_ready(nvme, 0);
+	if (ret)
+		return ret;
+	init_queue(nvme, 0);
+	set_reg32(nvme, NVME_AQA, (DEPTH - 1) << 16 | (DEPTH - 1));
+	set_reg64(nvme, NVME_ASQ, ARENA_IOVA);
+	set_reg64(nvme, NVME_ACQ, ARENA_IOVA + PAGE);
+	/* Entries of 2^6 and 2^4 bytes, pages of 4 KiB, go. */
+	set_reg32(nvme, NVME_CC, 4 << 20 | 6 << 16 | 1);
+	ret = wait_ready(nvme, 1);
+	if (ret)
+		return ret;
+
+	id = (unsigned char *)nvme->arena + DATA;
+	ret = execute(nvme, &nvme->queues[0], &identify);
+	if (ret) {
+		printf("    # identify: status %#x\n", ret);
+		return -EIO;
+	}
+	memcpy(&nvme->blocks, id, 8);
+	format = id[26] & 0xf;
+	nvme->block_size = 1U << id[128 + 4 * format + 2];
+	if (!nvme->blocks || nvme->block_size < 512 || nvme->block_size > PAGE) {
+		printf("    # %llu blocks of %u bytes\n", nvme->blocks, nvme->block_size);
+		return -EINVAL;
+	}
+	ret = create_queue(nvme, 1, false);
+	if (ret)
+		printf("    # creating the queues: status %#x\n", ret);
+	return ret ? -EIO : 0;
+}
+
+/* A transfer of up to 128 KiB between disk and iova; returns the NVMe status. */
+static int transfer(struct nvme *nvme, unsigned int queue, int opcode, __u64 offset, __u64 iova,
+		    unsigned int bytes)
+{
+	__u64 *list = (__u64 *)(nvme->arena + PRP_LIST);
+	__u64 block = offset / nvme->block_size;
+	struct command cmd = {
+		.opcode = opcode,
+		.nsid = 1,
+		.prp = { iova },
+		.dw = { block, block >> 32, bytes / nvme->block_size - 1 },
+	};
+
+	for (unsigned int page = 1; page < bytes / PAGE; page++)
+		list[page - 1] = iova + page * PAGE;
+	if (bytes == 2 * PAGE)
+		cmd.prp[1] = iova + PAGE;
+	else if (bytes > 2 * PAGE)
+		cmd.prp[1] = ARENA_IOVA + PRP_LIST;
+	return execute(nvme, &nvme->queues[queue], &cmd);
+}
+
+/*
+ * The cases
+ */
+
+#define expect(cond, fmt, ...)								\
+do {											\
+	if (!(cond)) {									\
+		printf("    # line %d, %s: " fmt "\n", __LINE__, #cond, ##__VA_ARGS__);	\
+		return 1;								\
+	}										\
+} while (0)
+
+#define CANARY 0xc5
+#define SECRET 0x3c
+
+/* A place on the disk whose content the cases may lose for a moment. */
+#define SCRATCH 0x100000
+
+static unsigned char *pages(size_t size)
+{
+	unsigned char *mem = mmap(NULL, size, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	return mem == MAP_FAILED ? NULL : mem;
+}
+
+static bool filled(const unsigned char *mem, unsigned char value, size_t size)
+{
+	return mem[0] == value && !memcmp(mem, mem + 1, size - 1);
+}
+
+/* QEMU's VT-d drops a fault while the one before it has not been handled. */
+static void let_fault_be_handled(void)
+{
+	usleep(500000);
+}
+
+/* Read a page of the disk to this iova, which must not reach that memory. */
+static int read_blocked(struct nvme *nvme, __u64 iova, unsigned char *mem)
+{
+	int status;
+
+	memset(mem, CANARY, PAGE);
+	printf("    # blocked write %#llx\n", iova);
+	status = transfer(nvme, 1, IO_READ, 0, iova, PAGE);
+	let_fault_be_handled();
+	expect(status >= 0, "%d", status);
+	expect(filled(mem, CANARY, PAGE), "iova %#llx reached memory", iova);
+	return 0;
+}
+
+/* Write to the disk from this iova, from which nothing of mem must get there. */
+static int write_blocked(struct nvme *nvme, __u64 iova, unsigned char *mem)
+{
+	unsigned char *data = (unsigned char *)nvme->arena + DATA, old[PAGE];
+	int status, put_back;
+	bool leaked;
+
+	expect(!transfer(nvme, 1, IO_READ, SCRATCH, ARENA_IOVA + DATA, PAGE), "read");
+	memcpy(old, data, PAGE);
+	memset(mem, SECRET, PAGE);
+	printf("    # blocked read %#llx\n", iova);
+	status = transfer(nvme, 1, IO_WRITE, SCRATCH, iova, PAGE);
+	let_fault_be_handled();
+	memset(data, CANARY, PAGE);
+	expect(!transfer(nvme, 1, IO_READ, SCRATCH, ARENA_IOVA + DATA, PAGE), "read");
+	leaked = memmem(data, PAGE, mem, 16);
+	memcpy(data, old, PAGE);
+	put_back = transfer(nvme, 1, IO_WRITE, SCRATCH, ARENA_IOVA + DATA, PAGE);
+	expect(status >= 0, "%d", status);
+	expect(!put_back, "status %#x", put_back);
+	expect(!leaked, "iova %#llx was read", iova);
+	return 0;
+}
+
+static int read_whole_disk(struct nvme *nvme)
+{
+	__u64 size = nvme->blocks * nvme->block_size;
+	unsigned char *mem = pages(DATA_SIZE);
+	struct sha256 sha;
+	char text[65];
+
+	expect(mem, "no memory");
+	expect(!map(nvme->vfio, nvme->iova, mem, DATA_SIZE, MAP_WRITE), "%s", strerror(errno));
+	sha256_init(&sha);
+	for (__u64 offset = 0; offset < size; offset += DATA_SIZE) {
+		unsigned int len = size - offset < DATA_SIZE ? size - offset : DATA_SIZE;
+		int status;
+
+		memset(mem, CANARY, len);
+		status = transfer(nvme, 1, IO_READ, offset, nvme->iova, len);
+		expect(!status, "offset %#llx, status %#x", offset, status);
+		sha256_update(&sha, mem, len);
+	}
+	sha256_final(&sha, text);
+	printf("    # disk: %llu bytes, SHA-256 %s\n", size, text);
+	expect(unmap(nvme->vfio, nvme->iova, DATA_SIZE) == (__s64)DATA_SIZE, "unmap");
+	munmap(mem, DATA_SIZE);
+	return 0;
+}
+
+static int write_and_read_back(struct nvme *nvme)
+{
+	const size_t size = 65536;
+	unsigned char *old = pages(size), *new = pages(size), *back = pages(size);
+	__u64 a = nvme->iova, b = a + size, c = b + size;
+
+	expect(old && new && back, "no memory");
+	expect(!map(nvme->vfio, a, old, size, MAP_RW), "%s", strerror(errno));
+	expect(!map(nvme->vfio, b, new, size, MAP_READ), "%s", strerror(errno));
+	expect(!map(nvme->vfio, c, back, size, MAP_WRITE), "%s", strerror(errno));
+	for (size_t i = 0; i < size; i += 256)
+		expect(getrandom(new + i, 256, 0) == 256, "getrandom");
+	expect(!transfer(nvme, 1, IO_READ, SCRATCH, a, size), "read");
+	expect(!transfer(nvme, 1, IO_WRITE, SCRATCH, b, size), "write");
+	expect(!transfer(nvme, 1, IO_READ, SCRATCH, c, size), "read");
+	expect(!transfer(nvme, 1, IO_WRITE, SCRATCH, a, size), "write back");
+	expect(!memcmp(new, back, size), "other data came back");
+	expect(!transfer(nvme, 1, IO_READ, SCRATCH, c, size), "read");
+	expect(!memcmp(old, back, size), "the old data was not restored");
+	expect(unmap(nvme->vfio, a, 3 * size) == (__s64)(3 * size), "unmap");
+	munmap(old, size);
+	munmap(new, size);
+	munmap(back, size);
+	return 0;
+}
+
+static int unmapped_is_blocked(struct nvme *nvme)
+{
+	unsigned char *mem = pages(PAGE);
+
+	expect(mem, "no memory");
+	expect(!map(nvme->vfio, nvme->iova, mem, PAGE, MAP_RW), "%s", strerror(errno));
+	/* So that the IOTLB knows the address. */
+	memset(mem, CANARY, PAGE);
+	expect(!transfer(nvme, 1, IO_READ, 0, nvme->iova, PAGE), "read");
+	expect(!filled(mem, CANARY, PAGE), "nothing arrived");
+	expect(unmap(nvme->vfio, nvme->iova, PAGE) == (__s64)PAGE, "unmap");
+	if (read_blocked(nvme, nvme->iova, mem) || write_blocked(nvme, nvme->iova, mem))
+		return 1;
+	/* An address that never was mapped, far from all that is. */
+	if (read_blocked(nvme, nvme->iova + CASE_STEP / 2, mem))
+		return 1;
+	munmap(mem, PAGE);
+	return 0;
+}
+
+static int read_only_is_blocked(struct nvme *nvme)
+{
+	unsigned char *mem = pages(PAGE);
+
+	expect(mem, "no memory");
+	expect(!map(nvme->vfio, nvme->iova, mem, PAGE, MAP_READ), "%s", strerror(errno));
+	if (read_blocked(nvme, nvme->iova, mem))
+		return 1;
+	expect(unmap(nvme->vfio, nvme->iova, PAGE) == (__s64)PAGE, "unmap");
+	munmap(mem, PAGE);
+	return 0;
+}
+
+static int remap_to_other_page(struct nvme *nvme)
+{
+	unsigned char *mem = pages(2 * PAGE);
+
+	expect(mem, "no memory");
+	for (int round = 0; round < 20; round++) {
+		unsigned char *page = mem + round % 2 * PAGE;
+		unsigned char *other = mem + !(round % 2) * PAGE;
+
+		expect(!map(nvme->vfio, nvme->iova, page, PAGE, MAP_RW), "%s", strerror(errno));
+		memset(mem, CANARY, 2 * PAGE);
+		expect(!transfer(nvme, 1, IO_READ, 0, nvme->iova, PAGE), "read");
+		expect(!filled(page, CANARY, PAGE), "nothing arrived, round %d", round);
+		expect(filled(other, CANARY, PAGE), "the old page was written to, round %d", round);
+		expect(unmap(nvme->vfio, nvme->iova, PAGE) == (__s64)PAGE, "unmap");
+	}
+	munmap(mem, 2 * PAGE);
+	return 0;
+}
+
+static int interrupt_arrives(struct nvme *nvme)
+{
+	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), status, arrived;
+	struct pollfd pfd = { .fd = fd, .events = POLLIN };
+
+	expect(fd >= 0, "eventfd");
+	if (set_msix(nvme->vfio, fd))
+		return 1;
+	status = create_queue(nvme, 2, true);
+	expect(!status, "status %#x", status);
+	status = transfer(nvme, 2, IO_READ, 0, ARENA_IOVA + DATA, PAGE);
+	arrived = poll(&pfd, 1, 5000);
+	expect(!delete_queue(nvme, 2), "deleting the queue");
+	if (set_msix(nvme->vfio, -1))
+		return 1;
+	close(fd);
+	expect(!status, "status %#x", status);
+	expect(arrived == 1, "no interrupt");
+	return 0;
+}
+
+/* Many mappings of single pages, none next to another. */
+static int many_single_pages(struct nvme *nvme)
+{
+	const unsigned int count = nvme->mappings;
+	unsigned char *mem = pages(PAGE);
+	__u64 began = now_ms(), mapped;
+
+	expect(mem, "no memory");
+	for (unsigned int i = 0; i < count; i++) {
+		int err = map(nvme->vfio, nvme->iova + 2 * i * PAGE, mem, PAGE, MAP_RW);
+
+		expect(!err, "mapping %u: %s", i, strerror(-err));
+	}
+	mapped = now_ms();
+	for (unsigned int i = 0; i < count; i += count / 16) {
+		memset(mem, CANARY, PAGE);
+		expect(!transfer(nvme, 1, IO_READ, 0, nvme->iova + 2 * i * PAGE, PAGE), "read");
+		expect(!filled(mem, CANARY, PAGE), "nothing arrived through mapping %u", i);
+	}
+	if (nvme->vfio->legacy) {
+		__s64 size = unmap(nvme->vfio, nvme->iova, 2 * count * PAGE);
+
+		expect(size == (__s64)(count * PAGE), "unmapped %lld bytes", size);
+	} else {
+		for (unsigned int i = 0; i < count; i++) {
+			__s64 size = unmap(nvme->vfio, nvme->iova + 2 * i * PAGE, PAGE);
+
+			expect(size == (__s64)PAGE, "unmapped %lld bytes of mapping %u", size, i);
+		}
+	}
+	printf("    # %u mappings, made in %llu ms, undone in %llu ms\n", count, mapped - began,
+	       now_ms() - mapped);
+	if (read_blocked(nvme, nvme->iova + 2 * (count / 2) * PAGE, mem))
+		return 1;
+	munmap(mem, PAGE);
+	return 0;
+}
+
+/* One mapping of a lot of memory, of huge pages as far as there are some. */
+static int large_mapping(struct nvme *nvme)
+{
+	size_t size = 256UL << 20;
+	const char *kind = "huge";
+	unsigned char *mem = mmap(NULL, size, PROT_READ | PROT_WRITE,
+				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE, -1, 0);
+	__u64 began;
+	__s64 gone;
+	int err;
+
+	if (mem == MAP_FAILED) {
+		kind = "single";
+		mem = pages(size);
+	}
+	expect(mem, "no memory");
+	began = now_ms();
+	err = map(nvme->vfio, nvme->iova, mem, size, MAP_RW);
+	expect(!err, "%s", strerror(-err));
+	printf("    # %zu MiB of %s pages mapped in %llu ms\n", size >> 20, kind, now_ms() - began);
+	for (size_t offset = 0; offset < size; offset += size / 8) {
+		memset(mem + offset, CANARY, PAGE);
+		expect(!transfer(nvme, 1, IO_READ, 0, nvme->iova + offset, PAGE), "read");
+		expect(!filled(mem + offset, CANARY, PAGE), "nothing arrived at %#zx", offset);
+	}
+	gone = unmap(nvme->vfio, nvme->iova, size);
+	expect(gone == (__s64)size, "unmapped %lld bytes", gone);
+	if (read_blocked(nvme, nvme->iova + size / 2, mem + size / 2))
+		return 1;
+	munmap(mem, size);
+	return 0;
+}
+
+static const struct {
+	const char *name;
+	int (*run)(struct nvme *nvme);
+} cases[] = {
+	{ "read_whole_disk", read_whole_disk },
+	{ "write_and_read_back", write_and_read_back },
+	{ "unmapped_is_blocked", unmapped_is_blocked },
+	{ "read_only_is_blocked", read_only_is_blocked },
+	{ "remap_to_other_page", remap_to_other_page },
+	{ "interrupt_arrives", interrupt_arrives },
+	{ "many_single_pages", many_single_pages },
+	{ "large_mapping", large_mapping },
+};
+
+#define NR_CASES (sizeof(cases) / sizeof(*cases))
+
+/* For a test that kills us: DMA without end. */
+static int read_for_ever(struct nvme *nvme)
+{
+	const size_t size = 32UL << 20;
+	__u64 disk = nvme->blocks * nvme->block_size;
+	unsigned char *mem = pages(size);
+
+	expect(mem, "no memory");
+	expect(!map(nvme->vfio, CASE_IOVA, mem, size, MAP_RW), "%s", strerror(errno));
+	for (__u64 offset = 0;; offset += DATA_SIZE) {
+		expect(!transfer(nvme, 1, IO_READ, offset % disk, CASE_IOVA + offset % size,
+				 DATA_SIZE), "read");
+		if (offset == size) {
+			printf("reading\n");
+			fflush(stdout);
+		}
+	}
+}
+
+int main(int argc, char **argv)
+{
+	struct vfio vfio = { .device = -1 };
+	struct nvme nvme = { };
+	int failed = 0, ret;
+
+	if (argc < 3 || (strcmp(argv[1], "iommufd") && strcmp(argv[1], "container"))) {
+		fprintf(stderr, "usage: vfio-nvme iommufd|container DEVICE [read|MAPPINGS]\n");
+		return 2;
+	}
+	vfio.legacy = !strcmp(argv[1], "container");
+	setlinebuf(stdout);
+	ret = vfio.legacy ? open_container(&vfio, argv[2]) : open_iommufd(&vfio, argv[2]);
+	if (ret)
+		return ret == -EPERM ? EXIT_UNSAFE : 1;
+	if (start_nvme(&nvme, &vfio))
+		return 1;
+	if (argc > 3 && !strcmp(argv[3], "read"))
+		return read_for_ever(&nvme);
+	/* The container allows 65535 mappings, and has some already. */
+	nvme.mappings = vfio.legacy ? 65000 : 262144;
+	if (argc > 3 && strtoul(argv[3], NULL, 0) < nvme.mappings)
+		nvme.mappings = strtoul(argv[3], NULL, 0);
+	if (nvme.mappings < 16)
+		nvme.mappings = 16;
+
+	printf("    KTAP version 1\n    1..%zu\n", NR_CASES);
+	nvme.iova = CASE_IOVA;
+	for (size_t i = 0; i < NR_CASES; i++) {
+		int bad = cases[i].run(&nvme);
+
+		printf("    %sok %zu %s_%s\n", bad ? "not " : "", i + 1, argv[1], cases[i].name);
+		failed += bad;
+		nvme.iova += CASE_STEP;
+	}
+	/* Leave the controller still. */
+	set_reg32(&nvme, NVME_CC, 0);
+	return wait_ready(&nvme, 0) || failed;
+}
