@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Boot a machine in QEMU, follow it, and judge it."""
+import fcntl
+import hashlib
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import build
+import judge
+import machines
+from util import LOGS, Fail, clean_env, die_with_parent, kill_group, output, say
+
+OLDEST_QEMU = (7, 2)
+POWER_OFF = 60          # seconds from the verdict to QEMU's end
+
+# What the console shows on the way, to say how far a boot is.
+MILESTONES = (
+    (r"\(XEN\).*Xen version", "Xen has started"),
+    (r"\(XEN\).*I/O virtualisation enabled", "Xen uses the IOMMU"),
+    (r"Linux version", "dom0's kernel has started"),
+    (r"Run /init as init", "dom0 runs its init"),
+)
+# Lines of the guest's channel that are for the log only, and lines of the console that no program wrote.
+DULL = re.compile(r"LAB-|\s*KTAP version|\s*1\.\.\d|\s+# (blocked|no fault logged|refused) ")
+KERNEL_LINE = re.compile(r"\s*$|\[ *\d+\.\d+\]|\(XEN\)")
+
+
+@dataclass
+class Settings:
+    """What the user's variables say."""
+    dom0: str = "pvh"
+    iommu: str = "vtd"
+    xen_args: str = ""
+    dom0_args: str = ""
+    initrd_extra: str = ""
+    run: str | None = None
+    qemu: str = "qemu-system-x86_64"
+    qemu_args: str = ""
+    icount: bool = False
+
+
+@dataclass
+class Boot:
+    """One boot: what runs, and what the guest is to find."""
+    name: str
+    kernel: Path
+    initrd: Path
+    xen: Path | None                    # None: bare Linux
+    settings: Settings
+    expect: str                         # translated, identity, none
+    xen_args: str = ""
+    disk: bool = True
+    env: dict = field(default_factory=dict)
+    timeout: int = 600
+
+
+@dataclass
+class Result:
+    code: int
+    reasons: list
+    logs: Path
+    channel: str
+    console: str
+    seconds: float
+
+
+def check_qemu(qemu):
+    text = output([qemu, "--version"]) if shutil.which(qemu) else None
+    found = re.search(r"version (\d+)\.(\d+)", text or "")
+    if not found:
+        raise Fail(f"QEMU={qemu} does not run")
+    if tuple(map(int, found.groups())) < OLDEST_QEMU:
+        raise Fail(f"QEMU {found[1]}.{found[2]} is too old, {OLDEST_QEMU[0]}.{OLDEST_QEMU[1]} is needed: "
+                   f"name another with QEMU=")
+
+
+def make_disk(path):
+    data = os.urandom(machines.DISK_BYTES)
+    path.write_bytes(data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def command(b, shell):
+    s = b.settings
+    dom0 = s.dom0 if b.xen else "bare"
+    linux = " ".join((machines.LINUX_ARGS_DOM0[dom0], machines.LINUX_ARGS, s.dom0_args)).strip()
+    cmd = [s.qemu, *machines.COMMON, "-m", machines.MEMORY, "-cpu", machines.CPU[dom0, s.iommu],
+           *machines.IOMMU[s.iommu], *machines.EDU]
+    if b.disk:
+        cmd += machines.DISK
+    cmd += ["-icount", "shift=0", "-smp", "1"] if s.icount else ["-smp", str(machines.CPUS)]
+    if b.xen:
+        xen = " ".join((machines.XEN_ARGS, machines.XEN_ARGS_DOM0[dom0], b.xen_args, s.xen_args)).strip()
+        # QEMU separates modules by commas; a doubled one stands for itself.
+        cmd += ["-kernel", "xen", "-append", xen, "-initrd", f"bzImage {linux}".replace(",", ",,") + ",initrd.gz"]
+    else:
+        cmd += ["-kernel", "bzImage", "-append", linux, "-initrd", "initrd.gz"]
+    if shell:
+        cmd += ["-chardev", "stdio,id=console,mux=on,signal=off,logfile=console.log", "-serial", "chardev:console",
+                "-mon", "chardev=console"]
+    else:
+        cmd += ["-serial", "file:console.log"]
+    return cmd + ["-serial", "file:channel.log", "-qmp", "unix:qmp.sock,server=on,wait=off", *shlex.split(s.qemu_args)]
+
+
+def only_one(name):
+    """Wait until no other lab in this clone runs a boot of that name; the lock lasts as long as the returned file."""
+    path = LOGS / ".locks" / name.replace("/", "-")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = open(path, "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        say(f"waiting for another boot {name} in this clone")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
+def prepare(b):
+    """Fill the boot's log folder with what QEMU needs."""
+    logs = LOGS / b.name
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir(parents=True)
+    for name, target in (("xen", b.xen), ("bzImage", b.kernel)):
+        if target:
+            (logs / name).symlink_to(target)
+    env = {"LAB_DOM0": b.settings.dom0 if b.xen else "none", "LAB_IOMMU": b.settings.iommu,
+           "LAB_EXPECT": b.expect,
+           **b.env}
+    if b.disk:
+        env.update(LAB_DISK_BYTES=machines.DISK_BYTES, LAB_DISK_SHA256=make_disk(logs / "disk.img"))
+    for name in ("console.log", "channel.log"):
+        (logs / name).touch()
+    extra = build.initramfs_extra(env, b.settings.run, b.settings.initrd_extra)
+    (logs / "initrd.gz").write_bytes(b.initrd.read_bytes() + extra)
+    return logs
+
+
+def tidy(logs):
+    for name in ("disk.img", "initrd.gz", "qmp.sock"):
+        (logs / name).unlink(missing_ok=True)
+
+
+class Follower:
+    """Hand on the complete lines that have been added to a file."""
+
+    def __init__(self, path):
+        self.file, self.rest = open(path, "rb"), b""
+
+    def lines(self):
+        *lines, self.rest = (self.rest + self.file.read()).split(b"\n")
+        return [line.decode(errors="replace").rstrip("\r") for line in lines]
+
+
+def boot(b, show=False, shell=False):
+    """Boot, wait, judge. show: print the guest's channel while it runs."""
+    check_qemu(b.settings.qemu)
+    lock = only_one(b.name)
+    logs = prepare(b)
+    timeout = b.timeout * (8 if b.settings.icount else 1)
+    cmd = command(b, shell)
+    (logs / "qemu.cmd").write_text(shlex.join(cmd) + "\n")
+    began = time.monotonic()
+    with open(logs / "qemu.log", "wb") as qemu_log:
+        qemu = subprocess.Popen(cmd, cwd=logs, env=clean_env(), stdin=None if shell else subprocess.DEVNULL,
+                                stdout=None if shell else qemu_log, stderr=None if shell else qemu_log,
+                                start_new_session=not shell, preexec_fn=die_with_parent)
+        try:
+            ended = wait_shell(qemu) if shell else follow(
+                qemu, logs, began, timeout, show, show_console=show and b.settings.run is not None)
+        finally:
+            if shell:
+                qemu.kill()
+                qemu.wait()
+            else:
+                kill_group(qemu)
+            tidy(logs)
+    console = judge.text_of(logs / "console.log")
+    channel = judge.text_of(logs / "channel.log")
+    lock.close()
+    code, reasons = judge.judge(console, channel, ended)
+    if code and b.expect != "none" and (declined := re.search(r"xen-iommu: .*no PV-IOMMU.*", console)):
+        reasons.insert(0, f"this Xen has no PV-IOMMU ({declined[0]})")
+    return Result(code, reasons, logs, channel, console, time.monotonic() - began)
+
+
+def wait_shell(qemu):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    qemu.wait()
+    return "off"
+
+
+def follow(qemu, logs, began, timeout, show, show_console):
+    """Wait for QEMU's end; say how it ended."""
+    console, channel = Follower(logs / "console.log"), Follower(logs / "channel.log")
+    milestones = list(MILESTONES)
+    deadline = began + timeout
+    while True:
+        code = qemu.poll()
+        for line in console.lines():
+            if show_console and not milestones and not KERNEL_LINE.match(line):
+                print(f"         {line}", flush=True)
+            for milestone in [m for m in milestones if re.search(m[0], line)]:
+                milestones.remove(milestone)
+                if show:
+                    say(milestone[1])
+        for line in channel.lines():
+            if judge.VERDICT.match(line):
+                deadline = min(deadline, time.monotonic() + POWER_OFF)
+            elif show and not DULL.match(line):
+                print(f"         {line}", flush=True)
+        if code is not None:
+            if code == 0:
+                return "off"
+            said = (logs / "qemu.log").read_text(errors="replace").strip().splitlines()
+            return f"QEMU ended with {code}: {said[-1] if said else 'no message'}"
+        if time.monotonic() > deadline:
+            return "time"
+        time.sleep(0.2)
+
+
+def explain(result):
+    """The lines that tell the user of a failed boot."""
+    lines = list(result.reasons)
+    if not judge.VERDICT.search(result.channel):
+        lines += [f"  console: {line}" for line in judge.last_lines(result.console)]
+    return lines

@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Build the kernel, the hypervisor and the initramfs, each only as far as something changed."""
+import fcntl
+import gzip
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import fetch
+import overlay
+from initramfs import newc, newc_tree
+from util import BUILD, CPUS, LAB, LOGS, REPO, Fail, clean_env, output, run, say, write_if_changed
+
+SRC, OBJ = BUILD / "src", BUILD / "obj"
+COMPILER = "ccache gcc"
+ENV = {
+    "CCACHE_BASEDIR": str(BUILD), "CCACHE_NOHASHDIR": "1",
+    "CCACHE_SLOPPINESS": "time_macros",
+    "KBUILD_BUILD_TIMESTAMP": "2026-01-01", "KBUILD_BUILD_USER": "lab", "KBUILD_BUILD_HOST": "lab",
+    "XEN_BUILD_DATE": "2026-01-01", "XEN_BUILD_TIME": "00:00", "XEN_WHOAMI": "lab", "XEN_DOMAIN": "lab",
+}
+LEAVE_OUT = (
+    ".git", "*.o", "*.o.d", "*.a", "*.ko", "*.mod", "*.mod.c", "*.cmd", "*.order", "*.symvers",
+    # Linux
+    "/.config*", "/include/config", "/include/generated", "/arch/*/include/generated", "/vmlinux*", "/System.map",
+    # Xen
+    "/xen/.config*", "/xen/include/config", "/xen/include/generated", "/xen/include/compat", "/xen/asm-offsets.s",
+    "/xen/arch/*/include/generated", "/xen/arch/*/include/asm/asm-macros.h", "/xen/arch/*/include/asm/asm-offsets.h",
+    "/xen/arch/*/*.lds", "/xen/common/config_data.S", "/xen/xen", "/xen/xen*.gz", "/xen/xen.efi", "/xen/xen-syms*",
+)
+
+
+@contextmanager
+def lock():
+    """One build at a time in this clone."""
+    BUILD.mkdir(exist_ok=True)
+    with open(BUILD / ".lock", "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say("waiting for another build in this clone")
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def check_place():
+    if re.search(r"[\s:,]", str(REPO)):
+        raise Fail(f"the path {REPO} has a space, colon or comma, which Linux's build cannot take")
+    need, free = 5, shutil.disk_usage(REPO).free >> 30
+    if not (BUILD / "obj").exists() and free < need:
+        raise Fail(f"disk full: {free} GiB free in {REPO}, {need} GiB are needed")
+
+
+def copy_of(user_tree, name, managed):
+    """A copy of a user's source tree under build/, without what was built in it."""
+    user_tree = Path(user_tree).expanduser().resolve()
+    if not (user_tree / "Makefile").is_file():
+        raise Fail(f"{user_tree} is no source tree (no Makefile in it)")
+    copy = SRC / name
+    copy.mkdir(parents=True, exist_ok=True)
+    ignored = output(["git", "-C", user_tree, "-c", "safe.directory=*", "ls-files", "-oi", "--exclude-standard",
+                      "--directory"]) or ""
+    say(f"copying {user_tree}")
+    run(f"copying {user_tree}",
+        ["rsync", "-a", "--delete", *(f"--exclude={p}" for p in LEAVE_OUT),
+         *(f"--exclude=/{p}" for p in [*managed, *ignored.splitlines()]), f"{user_tree}/", f"{copy}/"],
+        LOGS / f"copy-{name}.log")
+    return user_tree, copy
+
+
+def source(kind, fetched, user_tree, parts, mark):
+    """The folder of a source tree with our parts in it.
+
+    A user's tree that has the file `mark` holds the work already: it is used as it is.
+    """
+    whole, patches = parts
+    if not user_tree:
+        tree, base = fetched(), None
+    elif (Path(user_tree).expanduser() / mark).exists():
+        say(f"{user_tree} has {mark}: using that tree as it is")
+        return copy_of(user_tree, f"{kind}-user", ())[1]
+    else:
+        managed = set(whole).union(*map(overlay.targets, patches))
+        base, tree = copy_of(user_tree, f"{kind}-user", managed)
+    overlay.apply(tree, base, whole, patches)
+    return tree
+
+
+def linux_source(version, user_tree=None):
+    return source("linux", lambda: fetch.linux(version), user_tree, overlay.linux_parts(version),
+                  "drivers/iommu/xen-iommu.c")
+
+
+def xen_source(user_tree=None, stock=False):
+    """stock: without our parts, for comparison."""
+    def fetched():
+        """A second copy of the fetched Xen, to change."""
+        pristine, ours = fetch.xen(), SRC / "xen"
+        if not ours.is_dir():
+            partial = SRC / "xen.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(pristine, partial, symlinks=True)
+            partial.rename(ours)
+        return ours
+
+    if stock:
+        return copy_of(user_tree, "xen-user-stock", ())[1] if user_tree else fetch.xen()
+    return source("xen", fetched, user_tree, overlay.xen_parts(), "xen/include/public/pv-iommu.h")
+
+
+def make(what, log, folder, *args, progress=None, append=False):
+    run(what, ["make", f"-j{CPUS}", "-C", folder, *args], log, env=clean_env(**ENV),
+        progress=progress, append=append)
+
+
+def write_config(path, *fragments):
+    return write_if_changed(path, "".join((LAB / "config" / f).read_text() for f in fragments))
+
+
+class Kernel:
+    """A built Linux: its source, its objects and the bzImage."""
+
+    def __init__(self, src, flavour="dom0", fragments=("dom0.config",)):
+        self.src = src
+        self.obj = OBJ / f"{self.src.name}-{flavour}"
+        self.image = self.obj / "arch/x86/boot/bzImage"
+        self.log = LOGS / "build" / f"{self.obj.name}.log"
+        self.fragments = fragments
+
+    def make(self, what, *targets, progress=None, log=None):
+        make(what, log or self.log, self.src, f"O={self.obj}", f"CC={COMPILER}", f"HOSTCC={COMPILER}",
+             *targets, progress=progress)
+
+    def configure(self):
+        self.obj.mkdir(parents=True, exist_ok=True)
+        fragment = self.obj / "lab.config"
+        kconfigs = [p.stat().st_mtime for p in (self.src / "drivers/iommu").glob("**/Kconfig")]
+        config = self.obj / ".config"
+        if write_config(fragment, *self.fragments) or not config.exists() or config.stat().st_mtime < max(kconfigs):
+            self.make("kernel configuration", f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig")
+            os.utime(config)
+            asked = set(re.findall(r"^CONFIG_\w+=[ym]$", fragment.read_text(), re.M))
+            missing = sorted(asked - set(config.read_text().splitlines()))
+            (self.obj / "lab.config.missing").write_text("\n".join(missing))
+            if "CONFIG_XEN_IOMMU=y" in missing and (self.src / "drivers/iommu/xen-iommu.c").exists():
+                raise Fail(f"CONFIG_XEN_IOMMU cannot be set with {' '.join(self.fragments)}; log: {self.log}")
+
+    def build(self):
+        self.configure()
+        say(f"building {self.src.name} ({self.obj.name}; 10 to 20 minutes the first time)"
+            if not self.image.exists() else f"building {self.src.name}: what changed")
+        self.make("kernel", "bzImage", "modules", progress=(r"  (CC|AS|LD|AR) ", OBJ / f".count-{self.obj.name}"))
+        return self
+
+
+class Xen:
+    """A built hypervisor."""
+
+    def __init__(self, src, flavour="release", fragments=("xen.config",)):
+        self.src = src
+        self.obj = OBJ / f"{self.src.name}-{flavour}"
+        self.image = self.obj / "xen"
+        self.log = LOGS / "build" / f"{self.obj.name}.log"
+        self.fragments = fragments
+
+    def make(self, what, *targets, **kw):
+        make(what, self.log, self.src / "xen", f"O={self.obj}", "XEN_TARGET_ARCH=x86_64", f"CC={COMPILER}",
+             f"HOSTCC={COMPILER}", *targets, **kw)
+
+    def build(self):
+        self.obj.mkdir(parents=True, exist_ok=True)
+        fragment = self.obj / "lab.config"
+        if write_config(fragment, *self.fragments) or not (self.obj / ".config").exists():
+            self.make("Xen configuration", f"KCONFIG_ALLCONFIG={fragment}", "alldefconfig")
+        say(f"building {self.obj.name}"
+            + (": what changed" if self.image.exists() else " (2 to 4 minutes the first time)"))
+        self.make("Xen", "build", progress=(r"  (CC|AS|LD) ", OBJ / f".count-{self.obj.name}"), append=True)
+        return self
+
+
+def image_of(path):
+    """A hypervisor binary that the user names, unpacked if it is compressed."""
+    path = Path(path).expanduser().resolve()
+    if not path.is_file():
+        raise Fail(f"XEN_IMAGE={path}: no such file")
+    data = path.read_bytes()
+    if data[:2] == b"\x1f\x8b":
+        data = gzip.decompress(data)
+    if data[:5] != b"\x7fELF\x01":
+        raise Fail(f"XEN_IMAGE={path} is not the 32-bit ELF file (xen or xen.gz) that QEMU boots")
+    image = OBJ / "xen-image"
+    write_if_changed(image, data)
+    return image
+
+
+def initramfs(kernel):
+    """The guest's root file system: busybox, and what tools/testing/xen-iommu installs."""
+    out, root = OBJ / f"guest-{kernel.obj.name}", OBJ / f"root-{kernel.obj.name}"
+    log = LOGS / "build" / f"guest-{kernel.obj.name}.log"
+    shutil.rmtree(root, ignore_errors=True)
+    for folder in ("bin", "sbin", "usr/bin", "dev", "proc", "sys", "etc", "tmp", "run", "mnt", "lib"):
+        (root / folder).mkdir(parents=True)
+    shutil.copy("/bin/busybox", root / "bin/busybox")
+    guest = REPO / "tools/testing/xen-iommu"
+    if (guest / "Makefile").exists():
+        say("building the guest's tests")
+        make("guest's tests", log, guest, f"KDIR={kernel.obj}", f"O={out}", f"DESTDIR={root}", f"CC={COMPILER}",
+             "install")
+    image = OBJ / f"initrd-{kernel.obj.name}.gz"
+    if write_if_changed(image.with_suffix(".cpio"), newc_tree(root)) or not image.exists():
+        image.write_bytes(gzip.compress(image.with_suffix(".cpio").read_bytes(), 1, mtime=0))
+    return image
+
+
+def initramfs_extra(env, run_command, extra):
+    """The part that differs from boot to boot: a second, compressed cpio archive to append to the first."""
+    files = {"etc/lab/env": (0o644, "".join(f"{k}={v}\n" for k, v in env.items()).encode())}
+    if run_command is not None:
+        files["etc/lab/run"] = (0o755, f"#!/bin/sh\n{run_command}\n".encode())
+    data = newc(files)
+    if extra:
+        extra = Path(extra).expanduser().resolve()
+        if not extra.is_dir():
+            raise Fail(f"INITRD_EXTRA={extra}: no such folder")
+        data += newc_tree(extra)
+    return gzip.compress(data, 1, mtime=0)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Fetch Linux and Xen from Debian's archive, verified by apt's own hashes or by pinned ones.
+
+The archive's address is the one that this machine's apt uses. Suites that its apt does not know are
+looked up through a private apt directory in the cache, so nothing in /etc/apt changes.
+"""
+import gzip
+import hashlib
+import os
+import re
+import shutil
+import time
+
+from util import BUILD, CACHE, LAB, LOGS, Fail, clean_env, output, run, say
+
+APT = CACHE / "apt"
+LOG = LOGS / "fetch.log"
+KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+HELPER = "/usr/lib/apt/apt-helper"
+PAUSES = (1, 5, 15, None)       # seconds to wait after each failed try of a download
+SUITES = (                      # (label of the archive, line of the private sources.list)
+    ("Debian", "deb {} trixie-backports main"),
+    ("Debian", "deb {} trixie main"),
+    ("Debian-Security", "deb {} bookworm-security main"),
+    ("Debian", "deb-src {} trixie main"),
+)
+
+
+def archives():
+    """{label: URI} of the Debian archives that this machine's apt uses."""
+    query = ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"]
+    for attempt in (1, 2):
+        rows = [line.split("|") for line in (output(query) or "").splitlines()]
+        found = {label: uri for origin, label, uri in rows if origin == "Debian"}
+        if "Debian" in found:
+            return found
+        if attempt == 1 and os.geteuid() == 0:
+            run("apt-get update", ["apt-get", "update"], LOG)
+    raise Fail("apt knows no Debian archive: run apt-get update, or name LINUX_TREE= and XEN_TREE=")
+
+
+def retry(what, cmd, pauses=PAUSES, **kw):
+    for pause in pauses:
+        try:
+            return run(what, cmd, LOG, append=True, **kw)
+        except Fail:
+            if pause is None:
+                raise
+            time.sleep(pause)
+
+
+def apt_options():
+    return [f"-oDir::Etc::sourcelist={APT}/sources.list", "-oDir::Etc::sourceparts=-",
+            f"-oDir::State::lists={APT}/lists", f"-oDir::Cache={APT}/cache",
+            "-oAPT::Sandbox::User=", "-oAcquire::Languages=none"]
+
+
+def apt_update():
+    """Bring the private package lists up to date, once an hour at most."""
+    for folder in ("lists/partial", "cache/archives/partial"):
+        (APT / folder).mkdir(parents=True, exist_ok=True)
+    uris = archives()
+    text = "".join(line.format(f"[signed-by={KEYRING}] {uris[label]}") + "\n"
+                   for label, line in SUITES if label in uris)
+    sources, stamp = APT / "sources.list", APT / "updated"
+    if (stamp.exists() and time.time() - stamp.stat().st_mtime < 3600
+            and sources.exists() and sources.read_text() == text):
+        return
+    sources.write_text(text)
+    say("reading Debian's package lists")
+    retry("reading Debian's package lists (no network?)",
+          ["apt-get", *apt_options(), "-oAPT::Update::Error-Mode=any", "update"])
+    stamp.touch()
+
+
+def sha256(path):
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def unpack(what, feed, folder, strip):
+    """Unpack the tar stream that the shell command `feed` writes; the folder appears when complete."""
+    say(f"unpacking {what}")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    run(f"unpacking {what}",
+        ["bash", "-c", f"set -o pipefail; {feed} | tar -x --strip-components={strip} -C \"$OUT\""],
+        LOG, append=True, env=clean_env(OUT=str(partial)))
+    partial.rename(folder)
+
+
+def linux(version):
+    """The unpacked pristine source of Linux `version`; returns its folder."""
+    folder = BUILD / "src" / f"linux-{version}"
+    if folder.is_dir():
+        return folder
+    package = f"linux-source-{version}"
+    debs = sorted(CACHE.glob(f"{package}_*.deb"))
+    if not debs:
+        apt_update()
+        known = output(["apt-cache", *apt_options(), "pkgnames", "linux-source-"]) or ""
+        if package not in known.split():
+            there = sorted(name.removeprefix("linux-source-") for name in known.split())
+            raise Fail(f"Debian's archive has no Linux {version} (any more); it has "
+                       f"{', '.join(there) or 'none'}: use KERNEL= or LINUX_TREE=")
+        say(f"downloading {package}, about 160 MB")
+        partial = CACHE / "partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        retry(f"downloading {package}", ["apt-get", *apt_options(), "download", package], cwd=partial)
+        debs = [deb.rename(CACHE / deb.name) for deb in partial.glob("*.deb")]
+    deb = debs[-1]
+    unpack(f"Linux {version} ({deb.name})",
+           f"dpkg-deb --fsys-tarfile '{deb}' | tar -xO ./usr/src/{package}.tar.xz | xz -dT0", folder, 1)
+    return folder
+
+
+def xen_candidates():
+    """[(version, sha256, folder in the archive)] of Xen 4.20 tarballs to try, the best one first."""
+    apt_update()
+    for stanza in (output(["apt-cache", *apt_options(), "showsrc", "--only-source", "xen"]) or "").split("\n\n"):
+        tarball = re.search(r"^ ([0-9a-f]{64}) \d+ xen_(4\.20\S+)\.orig\.tar\.xz$", stanza, re.M)
+        folder = re.search(r"^Directory: (\S+)$", stanza, re.M)
+        if tarball and folder:
+            yield tarball[2], tarball[1], folder[1]
+    for line in (LAB / "xen-versions.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            version, digest = line.split()
+            yield version, digest, "pool/main/x/xen"
+
+
+def xen():
+    """The unpacked pristine source of Xen 4.20; returns its folder."""
+    folder = BUILD / "src" / "xen-stock"
+    if folder.is_dir():
+        return folder
+    tarballs = sorted(CACHE.glob("xen_4.20*.orig.tar.xz"))
+    if not tarballs:
+        uri = archives()["Debian"]
+        tried = []
+        for version, digest, where in xen_candidates():
+            if version in tried:
+                continue
+            name = f"xen_{version}.orig.tar.xz"
+            say(f"downloading Xen {version}")
+            partial = CACHE / (name + ".partial")
+            try:
+                retry(f"downloading Xen {version}",
+                      [HELPER, "download-file", f"{uri.rstrip('/')}/{where}/{name.replace('+', '%2b')}",
+                       partial, f"SHA256:{digest}"], pauses=(3, None))
+            except Fail:
+                tried.append(version)
+                say(f"the archive does not deliver Xen {version}")
+                continue
+            if sha256(partial) != digest:
+                raise Fail(f"{partial} does not have the expected SHA256 {digest}")
+            tarballs = [partial.rename(CACHE / name)]
+            break
+        else:
+            raise Fail(f"Debian's archive delivers none of Xen {', '.join(tried)}: name an unpacked "
+                       f"Xen 4.20 with XEN_TREE=; log: {LOG}")
+    unpack(f"Xen ({tarballs[-1].name})", f"xz -dcT0 '{tarballs[-1]}'", folder, 1)
+    return folder
+
+
+def xen_arm64():
+    """A ready Xen for arm64, from the archive; returns its image."""
+    image = CACHE / "xen-arm64"
+    if image.exists():
+        return image
+    apt = CACHE / "apt-arm64"
+    for folder in ("lists/partial", "cache/archives/partial", "deb"):
+        (apt / folder).mkdir(parents=True, exist_ok=True)
+    (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {archives()['Debian']} bookworm main\n")
+    options = [f"-oDir::Etc::sourcelist={apt}/sources.list", "-oDir::Etc::sourceparts=-", "-oDir::State::status=/dev/null",
+               f"-oDir::State::lists={apt}/lists", f"-oDir::Cache={apt}/cache", "-oAPT::Sandbox::User=",
+               "-oAPT::Architecture=arm64", "-oAPT::Architectures=arm64", "-oAcquire::Languages=none"]
+    say("downloading Xen for arm64")
+    retry("reading Debian's package lists for arm64", ["apt-get", *options, "-oAPT::Update::Error-Mode=any", "update"])
+    retry("downloading Xen for arm64", ["apt-get", *options, "download", "xen-hypervisor-4.17-arm64"], cwd=apt)
+    deb = sorted(apt.glob("xen-hypervisor-*.deb"))[-1]
+    run("unpacking Xen for arm64", ["dpkg-deb", "-x", deb, apt / "deb"], LOG, append=True)
+    packed = next((apt / "deb/boot").glob("xen-*-arm64"), None)
+    if not packed:
+        raise Fail(f"{deb.name} has no Xen in it")
+    data = packed.read_bytes()
+    partial = image.with_suffix(".partial")
+    partial.write_bytes(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
+    return partial.rename(image)

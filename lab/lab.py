@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0
+"""The lab's commands: run, shell, test, bench, series. The Makefile calls them; variables come from make."""
+import importlib
+import os
+import signal
+import sys
+import time
+import traceback
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import boot
+import build
+import machines
+from util import LAB, LOGS, REPO, Fail, say, say_error
+
+
+def variable(name, default="", allowed=None):
+    value = os.environ.get(name) or default
+    if allowed and value not in allowed:
+        raise Fail(f"{name}={value}: must be {' or '.join(allowed)}")
+    return value
+
+
+class Lab:
+    """What the user's variables select, built when first asked for."""
+
+    def __init__(self):
+        self.version = variable("KERNEL", "7.3")
+        self.linux_tree, self.xen_tree = variable("LINUX_TREE"), variable("XEN_TREE")
+        self.xen_image = variable("XEN_IMAGE")
+        self.settings = boot.Settings(
+            dom0=variable("DOM0", "pvh", ("pvh", "pv")), iommu=variable("IOMMU", "vtd", ("vtd", "amd")),
+            xen_args=variable("XEN_ARGS"), dom0_args=variable("DOM0_ARGS"),
+            initrd_extra=variable("INITRD_EXTRA"), run=os.environ.get("RUN") or None,
+            qemu=variable("QEMU", "qemu-system-x86_64"), qemu_args=variable("QEMU_ARGS"),
+            icount=variable("ICOUNT", "0", ("0", "1")) == "1")
+
+    @cached_property
+    def linux_source(self):
+        return build.linux_source(self.version, self.linux_tree)
+
+    @cached_property
+    def kernel(self):
+        with build.lock():
+            build.check_place()
+            return build.Kernel(self.linux_source).build()
+
+    @cached_property
+    def initrd(self):
+        kernel = self.kernel
+        with build.lock():
+            return build.initramfs(kernel)
+
+    @cached_property
+    def xen(self):
+        """The image of the Xen under test."""
+        if self.xen_image:
+            return build.image_of(self.xen_image)
+        return self.build_xen()
+
+    @cached_property
+    def stock_xen(self):
+        return self.build_xen(stock=True)
+
+    @cached_property
+    def debug_xen(self):
+        return self.build_xen(flavour="debug", fragments=("xen-debug.config",))
+
+    def build_xen(self, stock=False, **kw):
+        with build.lock():
+            build.check_place()
+            return build.Xen(build.xen_source(self.xen_tree, stock), **kw).build().image
+
+    def boot(self, name, xen="ours", expect=None, show=False, shell=False, env=None, disk=True, xen_args="",
+             **settings):
+        """Boot one machine; `settings` replace the user's."""
+        chosen = replace(self.settings, **settings)
+        image = {"ours": lambda: self.xen, "stock": lambda: self.stock_xen, "debug": lambda: self.debug_xen,
+                 None: lambda: None}[xen]()
+        kernel, initrd = self.kernel.image, self.initrd
+        if show:
+            say(f"booting {'dom0 ' + chosen.dom0 if image else 'Linux without Xen'}, IOMMU {chosen.iommu}, in QEMU")
+        return boot.boot(boot.Boot(name=name, kernel=kernel, initrd=initrd, xen=image, settings=chosen,
+                                   expect=expect or machines.EXPECT[chosen.dom0], xen_args=xen_args, disk=disk,
+                                   env=env or {}), show=show, shell=shell)
+
+
+def run(lab):
+    result = lab.boot("run", show=True)
+    log = result.logs.relative_to(REPO)
+    if result.code == 0:
+        say(f"PASSED after {result.seconds:.0f} s in QEMU; logs: {log}/")
+        return 0
+    for line in boot.explain(result)[1:]:
+        print(f"         {line}")
+    say(f"FAILED: {result.reasons[0]}; logs: {log}/")
+    return result.code
+
+
+def shell(lab):
+    say("leave with Ctrl-A X, or power off in dom0")
+    lab.boot("shell", shell=True, env={"LAB_SHELL": 1})
+    return 0
+
+
+class Skip(Exception):
+    """A test that cannot be run here, and why."""
+
+
+def cases(by_name):
+    """All test cases: every file of lab/tests has CASES, {name: function of the lab}.
+
+    by_name: also those that only run when somebody names them, in EXTRA.
+    """
+    found = {}
+    sys.modules.setdefault("lab", sys.modules[__name__])
+    sys.path.insert(0, str(LAB))
+    for path in sorted((LAB / "tests").glob("[a-z]*.py")):
+        module = importlib.import_module(f"tests.{path.stem}")
+        found.update(module.CASES)
+        if by_name:
+            found.update(getattr(module, "EXTRA", {}))
+    return found
+
+
+def test(lab):
+    chosen = variable("T").replace(",", " ").split()
+    found = cases(by_name=bool(chosen))
+    if chosen == ["list"]:
+        print("\n".join(found))
+        return 0
+    if unknown := [t for t in chosen if not any(name.startswith(t) for name in found)]:
+        raise Fail(f"T={unknown[0]}: no such test; make test T=list shows them all")
+    selected = {n: f for n, f in found.items() if not chosen or any(n.startswith(t) for t in chosen)}
+    print(f"TAP version 14\n1..{len(selected)}", flush=True)
+    count = {"passed": 0, "failed": 0, "skipped": 0}
+    for number, (name, function) in enumerate(selected.items(), 1):
+        say(f"{name}")
+        began, reason = time.monotonic(), ""
+        try:
+            function(lab)
+            outcome = "passed"
+        except Skip as skip:
+            outcome, reason = "skipped", f" # SKIP {skip}"
+        except Fail as failure:
+            outcome = "failed"
+            print("\n".join(f"# {line}" for line in str(failure).splitlines()), flush=True)
+        except Exception:
+            outcome = "failed"
+            print("\n".join(f"# {line}" for line in traceback.format_exc().splitlines()), flush=True)
+        count[outcome] += 1
+        print(f"{'not ok' if outcome == 'failed' else 'ok'} {number} {name} ({time.monotonic() - began:.0f} s){reason}",
+              flush=True)
+    skipped = f", {count['skipped']} skipped" if count["skipped"] else ""
+    print(f"{count['passed']} passed, {count['failed']} failed{skipped}", flush=True)
+    return 1 if count["failed"] or not count["passed"] else 0
+
+
+def series(lab):
+    import series as maker
+    return maker.make(lab)
+
+
+def bench(lab):
+    raise Fail("there is no benchmark yet")
+
+
+COMMANDS = {"run": run, "shell": shell, "test": test, "series": series, "bench": bench}
+
+
+def main(argv):
+    if len(argv) != 2 or argv[1] not in COMMANDS:
+        say_error(f"usage: lab.py {'|'.join(COMMANDS)}")
+        return 2
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return COMMANDS[argv[1]](Lab())
+    except Fail as failure:
+        say_error(failure)
+        return 1
+    except KeyboardInterrupt:
+        say_error("interrupted")
+        return 130
+    except OSError as error:
+        say_error(f"{error.strerror}: {error.filename or ''}" if error.strerror else error)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The machines that QEMU emulates, as data."""
+
+# Every machine. The second serial port carries the guest's verdict: port I/O, never DMA.
+COMMON = ["-M", "q35", "-display", "none", "-vga", "none", "-net", "none", "-no-reboot", "-nodefaults"]
+MEMORY = "2048"
+CPUS = 2
+
+# Devices whose DMA the tests look at.
+EDU = ["-device", "edu,dma_mask=0xffffffffffff"]
+DISK = ["-drive", "if=none,id=disk,file=disk.img,format=raw,cache=unsafe", "-device", "nvme,drive=disk,serial=lab"]
+DISK_BYTES = 64 << 20
+
+IOMMU = {
+    "vtd": ["-device", "intel-iommu,intremap=on,aw-bits=48,snoop-control=on"],
+    "amd": ["-device", "amd-iommu,intremap=on"],
+    "none": [],
+}
+
+# QEMU emulates SVM but not VMX, so a PVH dom0 needs an AMD CPU model, also with VT-d. With rdtscp or xsave
+# a PVH dom0 dies early in QEMU 7.2, and a PV dom0 dies with the EPYC model.
+CPU = {
+    ("pvh", "vtd"): "qemu64,+svm,+npt",
+    ("pvh", "amd"): "EPYC,-rdtscp,-xsave,-monitor",
+    ("pv", "vtd"): "qemu64",
+    ("pv", "amd"): "qemu64",
+    ("bare", "vtd"): "qemu64",
+    ("bare", "amd"): "qemu64",
+    ("bare", "none"): "qemu64",
+}
+
+XEN_ARGS = "console=com1 com1=115200,8n1 sync_console loglvl=all guest_loglvl=all conring_size=1m dom0_mem=1024M"
+XEN_ARGS_DOM0 = {"pvh": "dom0=pvh", "pv": "dom0=pv"}
+
+LINUX_ARGS = "panic=1 rdinit=/init"
+LINUX_ARGS_DOM0 = {"pvh": "console=hvc0", "pv": "console=hvc0", "bare": "console=ttyS0"}
+
+# What a dom0's devices are to be behind, by the core's default, with our driver on our Xen.
+EXPECT = {"pvh": "translated", "pv": "identity"}

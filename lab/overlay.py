@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Put our files and patches into a source tree, and take out what we no longer have.
+
+Only files whose content changes are written, so that make rebuilds no more than that.
+"""
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from util import REPO, Fail, say, write_if_changed
+
+LINUX_DIRS = ("arch", "block", "Documentation", "drivers", "fs", "include", "init", "kernel", "lib", "mm",
+              "net", "samples", "scripts", "security", "tools", "virt")
+XEN_DIRS = ("xen", "docs", "tools", "tests", "automation", "config")
+
+
+def linux_parts(version, backports=True):
+    """({path in the tree: our whole file}, [our patches]) for Linux `version`."""
+    whole, patches = {}, {}
+    for root in [REPO] + [REPO / "backports" / version] * backports:
+        top = [p for p in root.glob("*.patch")] if root.is_dir() else []
+        for path in top + [p for d in LINUX_DIRS for p in sorted((root / d).rglob("*"))]:
+            if not path.is_file() or ignored(path):
+                continue
+            rel = str(path.relative_to(root))
+            if path.suffix == ".patch":
+                patches[rel] = path
+            else:
+                whole[rel] = path
+    return whole, [patches[rel] for rel in sorted(patches)]
+
+
+def xen_parts():
+    """The same for Xen, whose files are under xen/ and whose patches are under xen/patches/."""
+    root = REPO / "xen"
+    whole = {str(path.relative_to(root)): path for d in XEN_DIRS for path in (root / d).rglob("*")
+             if path.is_file() and not ignored(path)}
+    for name in ("CHANGELOG.md", "SUPPORT.md", "MAINTAINERS"):
+        if (root / name).is_file():
+            whole[name] = root / name
+    return whole, sorted((root / "patches").glob("*.patch"))
+
+
+def ignored(path):
+    return (path.name.startswith(".checkpatch") or "__pycache__" in path.parts
+            or path.suffix in (".o", ".ko", ".pyc", ".rej", ".orig", ".swp"))
+
+
+def targets(patch):
+    """Paths that a patch changes or makes."""
+    found = re.findall(r"^(?:---|\+\+\+) (\S+)", patch.read_text(errors="replace"), re.M)
+    return {name.split("/", 1)[1] for name in found if name != "/dev/null"}
+
+
+def created(patch):
+    """Paths that a patch makes."""
+    return set(re.findall(r"^--- /dev/null\n\+\+\+ [^/\s]+/(\S+)", patch.read_text(errors="replace"), re.M))
+
+
+def record_of(tree):
+    return tree.with_name(tree.name + ".overlay.json")
+
+
+def touched(tree):
+    """Paths that our parts have changed or made in a tree so far."""
+    record = record_of(tree)
+    return set(json.loads(record.read_text())) if record.exists() else set()
+
+
+def apply(tree, base, whole, patches):
+    """Make `tree` equal to its pristine state plus our parts.
+
+    base: where the pristine files are, if not in `tree` itself (a user's own tree); the pristine
+    content of files that we change in a fetched tree is kept beside it, in <tree>.orig.
+    """
+    record, kept, old = record_of(tree), tree.with_name(tree.name + ".orig"), touched(tree)
+    new = set(whole).union(*map(targets, patches))
+    if not base:
+        for rel in new - old:
+            if (tree / rel).is_file():
+                (kept / rel).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(tree / rel, kept / rel)
+        base = kept
+    record.write_text(json.dumps(sorted(old | new)))
+    wanted = result(base, whole, patches)
+    changed = 0
+    for rel in sorted(old | new):
+        if rel not in wanted and rel not in new and (base / rel).is_file():
+            wanted[rel] = (base / rel).read_bytes()
+        if rel in wanted:
+            changed += write_if_changed(tree / rel, wanted[rel])
+            if rel in whole:
+                shutil.copymode(whole[rel], tree / rel)
+        elif (tree / rel).exists():
+            (tree / rel).unlink()
+            changed += 1
+    record.write_text(json.dumps(sorted(new)))
+    if changed:
+        say(f"{tree.name}: {changed} of our {len(new)} files new or changed")
+
+
+def result(base, whole, patches):
+    """{path: content} of all files that our parts touch, made from the pristine ones in `base`."""
+    with tempfile.TemporaryDirectory(prefix="xen-iommu-") as tmp:
+        tmp = Path(tmp)
+        # A patch may bring a file that stands whole, too: ours counts.
+        twice = set(whole) & set().union(*map(created, patches))
+        for rel in set(whole).union(*map(targets, patches)) - twice:
+            source = whole.get(rel, base / rel)
+            if source.is_file():
+                (tmp / rel).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source, tmp / rel)
+        for patch in patches:
+            done = subprocess.run(["patch", "-p1", "-s", "-N", "-F3", "--no-backup-if-mismatch", "-r", "-",
+                                   "-d", tmp, "-i", patch], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+            if done.returncode:
+                said = " ".join((done.stdout + done.stderr).split())
+                raise Fail(f"patch {str(patch).removeprefix(f'{REPO}/')} does not apply: {said}")
+        for rel in twice:
+            shutil.copy2(whole[rel], tmp / rel)
+        return {str(path.relative_to(tmp)): path.read_bytes() for path in tmp.rglob("*") if path.is_file()}

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Make patch series for pristine Linux and Xen trees from our files, patches and the texts in lab/series.
+
+Each text there is one patch of the series, in name order: its subject, "Files:" with the files and patches
+of this repository that it carries (shell patterns), an empty line, and the reasoning. Without a subject, both
+are those of the first patch that it carries. "Without: <path> <regular expression>" keeps lines of a file
+back for the next patch of the series.
+"""
+import email
+import email.policy
+import fnmatch
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import build
+import fetch
+import overlay
+from util import BUILD, LAB, REPO, Fail, clean_env, output, say
+
+OUT = BUILD / "series"
+
+
+class Patch:
+    def __init__(self, text_file):
+        self.text_file = text_file
+        head, _, self.body = text_file.read_text().partition("\n\n")
+        fields = re.findall(r"^(\w+): (.*(?:\n[ \t].*)*)", head, re.M)
+        self.subject = dict(fields).get("Subject")
+        self.files = dict(fields)["Files"].split()
+        self.without = [value.split(" ", 1) for key, value in fields if key == "Without"]
+
+    def adopt(self, carried):
+        """Take subject and reasoning from the head of a mail."""
+        mail = email.message_from_string(carried.read_text(), policy=email.policy.default)
+        if not mail["Subject"]:
+            raise Fail(f"{self.text_file.relative_to(REPO)} has no subject, and neither has {carried.name}")
+        self.subject = re.sub(r"^\[PATCH[^]]*\] *", "", " ".join(mail["Subject"].split()))
+        self.body = re.split(r"^(?:---$|Signed-off-by: )", mail.get_payload(), maxsplit=1, flags=re.M)[0]
+
+    def keep_back(self, rel, content):
+        for path, pattern in self.without:
+            if path == rel:
+                content, count = re.subn(pattern, "", content.decode(), flags=re.M)
+                content = content.encode()
+                if not count:
+                    raise Fail(f"{self.text_file.relative_to(REPO)}: nothing in {rel} is {pattern}")
+        return content
+
+
+def plan(kind, parts):
+    """[(patch, whole files up to it, patches up to it)]; everything that we have is in exactly one patch."""
+    whole, patches = parts
+    root = REPO / ("xen" if kind == "xen" else "")
+    ours = {rel: rel for rel in whole} | {str(p.relative_to(root)): p for p in patches}
+    left_out = (LAB / "series" / kind / "left-out").read_text().split("\n")
+    left_out = [line.split()[0] for line in left_out if line.strip() and not line.startswith("#")]
+    rest = {name for name in ours if not any(fnmatch.fnmatch(name, p) for p in left_out)}
+    steps, taken = [], set()
+    for text in sorted((LAB / "series" / kind).glob("*.msg")):
+        patch, before = Patch(text), set(taken)
+        for pattern in patch.files:
+            found = set(fnmatch.filter(rest, pattern))
+            if again := found & taken:
+                raise Fail(f"{text.relative_to(REPO)}: {min(again)} is in an earlier patch")
+            taken |= found
+            if found and not patch.subject:
+                patch.adopt(ours[min(found)])
+        if not taken - before:
+            continue
+        steps.append((patch, {rel: whole[rel] for rel in taken & set(whole)},
+                      [p for p in patches if str(p.relative_to(root)) in taken]))
+    if forgotten := rest - taken:
+        raise Fail(f"lab/series/{kind}: {min(forgotten)} is in no patch of the series")
+    return steps
+
+
+def git(folder, *args, **env):
+    done = subprocess.run(["git", "-c", "core.autocrlf=false", "-c", "core.abbrev=12", "-c", "gc.auto=0",
+                           "-c", "commit.gpgsign=false", *args], cwd=folder, capture_output=True, text=True,
+                          env=clean_env(GIT_CONFIG_GLOBAL="/dev/null", GIT_CONFIG_NOSYSTEM="1", **env))
+    if done.returncode:
+        raise Fail(f"git {args[0]}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def author():
+    name, mail, date = (output(["git", "-C", REPO, "log", "-1", "--format=%an%n%ae%n%aI"])
+                        or "lab\nlab@localhost\n2026-01-01T00:00:00Z").splitlines()
+    return {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER")
+            for what, value in (("NAME", name), ("EMAIL", mail), ("DATE", date))}
+
+
+def repository(folder, base, paths):
+    """A git repository of the pristine files at `paths`."""
+    folder.mkdir()
+    for rel in paths:
+        if (base / rel).is_file():
+            (folder / rel).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(base / rel, folder / rel)
+    git(folder, "init", "-q")
+    git(folder, "add", "-A", "-f")
+    git(folder, "commit", "-q", "--allow-empty", "-m", "base", **author())
+
+
+def pristine(kind, lab):
+    """Where the unchanged source is: a folder, or what is used like one."""
+    if kind == "xen":
+        return Path(lab.xen_tree).resolve() if lab.xen_tree else fetch.xen()
+    return Path(lab.linux_tree).resolve() if lab.linux_tree else PristineLinux(fetch.linux(lab.version))
+
+
+class PristineLinux:
+    """The fetched Linux as it was before our overlay: `tree / path` is the unchanged file."""
+
+    def __init__(self, tree):
+        self.tree = tree
+
+    def __truediv__(self, rel):
+        kept = self.tree.with_name(self.tree.name + ".orig") / rel
+        return kept if kept.is_file() or rel in overlay.touched(self.tree) else self.tree / rel
+
+
+def write(kind, lab):
+    """Write the series; returns the list of its files."""
+    parts = overlay.xen_parts() if kind == "xen" else overlay.linux_parts(lab.version, backports=False)
+    steps, base = plan(kind, parts), pristine(kind, lab)
+    who = author()
+    sign = f"Signed-off-by: {who['GIT_AUTHOR_NAME']} <{who['GIT_AUTHOR_EMAIL']}>"
+    out = OUT / kind
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    with tempfile.TemporaryDirectory(prefix="xen-iommu-") as tmp:
+        repo = Path(tmp) / "repo"
+        _, whole, patches = steps[-1] if steps else (None, {}, [])
+        repository(repo, base, set(whole).union(*map(overlay.targets, patches)))
+        for patch, whole, patches in steps:
+            for rel, content in overlay.result(base, whole, patches).items():
+                (repo / rel).parent.mkdir(parents=True, exist_ok=True)
+                (repo / rel).write_bytes(patch.keep_back(rel, content))
+                if rel in whole and os.access(whole[rel], os.X_OK):
+                    (repo / rel).chmod(0o755)
+            git(repo, "add", "-A", "-f")
+            git(repo, "commit", "-q", "-m", f"{patch.subject}\n\n{patch.body.strip()}\n\n{sign}\n", **who)
+        if steps:
+            git(repo, "format-patch", "-q", "--no-signature", "-o", out, f"HEAD~{len(steps)}")
+    return sorted(out.glob("*.patch"))
+
+
+def make(lab):
+    for kind in ("linux", "xen"):
+        files = write(kind, lab)
+        say(f"{len(files)} patches in {(OUT / kind).relative_to(REPO)}/, for git am on a pristine {kind.capitalize()}")
+    return 0

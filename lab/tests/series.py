@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The patch series: git am takes it, every step builds, and the kernel's own scripts accept it."""
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import build
+import overlay
+import series
+from tests.static import accepted
+from util import BUILD, LOGS, REPO, Fail, clean_env, run
+
+# What to build after each patch of the Linux series: where our changes are, and who includes them.
+LINUX_TARGETS = ("prepare", "drivers/iommu/", "drivers/xen/", "arch/x86/xen/", "arch/x86/kernel/", "kernel/dma/")
+
+
+def applied(kind, lab, each):
+    """Make the series, take it with git am patch by patch, and call each(number, patch, folder) after every one."""
+    patches = series.write(kind, lab)
+    if not patches:
+        raise Fail("the series is empty")
+    base = series.pristine(kind, lab)
+    parts = overlay.xen_parts() if kind == "xen" else overlay.linux_parts(lab.version, backports=False)
+    _, whole, diffs = series.plan(kind, parts)[-1]
+    with tempfile.TemporaryDirectory(prefix="xen-iommu-") as tmp:
+        repo = Path(tmp) / "repo"
+        series.repository(repo, base, set(whole).union(*map(overlay.targets, diffs)))
+        for number, patch in enumerate(patches, 1):
+            series.git(repo, "am", "-q", str(patch), **series.author())
+            each(number, patch, repo)
+        for rel, content in overlay.result(base, whole, diffs).items():
+            if (repo / rel).read_bytes() != content:
+                raise Fail(f"the series makes another {rel} than the lab builds")
+
+
+def files_in(repo):
+    return {rel: repo / rel for rel in series.git(repo, "ls-files").splitlines()}
+
+
+def linux(lab):
+    src = lab.linux_source
+    tree = src.with_name(src.name + "-series")
+    if not tree.is_dir():
+        # Hard links: the lab replaces files and never writes into them.
+        run("linking the source", ["cp", "-al", src, f"{tree}.partial"], LOGS / "test/series-linux.log")
+        Path(f"{tree}.partial").rename(tree)
+        for suffix in (".overlay.json", ".orig"):
+            state, copy = Path(f"{src}{suffix}"), Path(f"{tree}{suffix}")
+            (shutil.copytree if state.is_dir() else shutil.copy)(state, copy)
+    kernel = build.Kernel(tree, "series")
+
+    def script(name, *args):
+        return subprocess.run(["perl", f"scripts/{name}", *args], cwd=src, env=clean_env(), stdin=subprocess.DEVNULL,
+                              capture_output=True, text=True)
+
+    def each(number, patch, repo):
+        overlay.apply(tree, None, files_in(repo), [])
+        # With --showfile, a finding names the file; MAINTAINERS gets its entry in the last patch.
+        checked = script("checkpatch.pl", "--strict", "--terse", "--showfile", "--show-types", "--no-summary",
+                         "--ignore", "FILE_PATH_CHANGES", patch)
+        found = [line for line in (checked.stdout + checked.stderr).splitlines() if line and not accepted(line)]
+        if found:
+            raise Fail(f"{patch.name}: checkpatch.pl:\n" + "\n".join(found[:20]))
+        maintainers = script("get_maintainer.pl", "--no-git", patch)
+        if maintainers.returncode or maintainers.stderr or "@" not in maintainers.stdout:
+            raise Fail(f"{patch.name}: get_maintainer.pl: {maintainers.stderr or 'nobody'}")
+        kernel.log = LOGS / f"test/series-linux-{number}.log"
+        if (tree / "drivers/iommu/tests/Makefile").exists():
+            kernel.fragments = ("dom0.config", "check.config")
+        kernel.configure()
+        kernel.make(f"{patch.name} does not build: kernel", *LINUX_TARGETS)
+
+    with build.lock():
+        applied("linux", lab, each)
+
+
+def xen(lab):
+    stock = series.pristine("xen", lab)
+    tree = BUILD / "src/xen-series"
+    if not tree.is_dir():
+        run("copying the source", ["cp", "-a", stock, f"{tree}.partial"], LOGS / "test/series-xen.log")
+        Path(f"{tree}.partial").rename(tree)
+    hypervisor = build.Xen(tree)
+
+    def each(number, patch, repo):
+        overlay.apply(tree, None, files_in(repo), [])
+        hypervisor.log = LOGS / f"test/series-xen-{number}.log"
+        hypervisor.build()
+
+    with build.lock():
+        applied("xen", lab, each)
+
+
+CASES = {"series-xen": xen}
+# Not yet seen to its end: only by name.
+EXTRA = {"series-linux": linux}
