@@ -19,6 +19,8 @@ from util import LOGS, Fail, clean_env, die_with_parent, kill_group, output, say
 
 OLDEST_QEMU = (7, 2)
 POWER_OFF = 60          # seconds from the verdict to QEMU's end
+SILENCE = 150           # seconds without a word before dom0's init
+TRIES = 3               # of a boot that fails by the emulator's fault
 
 # What the console shows on the way, to say how far a boot is.
 MILESTONES = (
@@ -57,6 +59,7 @@ class Boot:
     expect: str                         # translated, identity, none
     xen_args: str = ""
     disk: bool = True
+    cpus: int = 0                       # 0: what this kind of machine has
     env: dict = field(default_factory=dict)
     timeout: int = 600
 
@@ -95,7 +98,7 @@ def command(b, shell):
            *machines.IOMMU[s.iommu], *machines.EDU]
     if b.disk:
         cmd += machines.DISK
-    cmd += ["-icount", "shift=0", "-smp", "1"] if s.icount else ["-smp", str(machines.CPUS)]
+    cmd += ["-icount", "shift=0", "-smp", "1"] if s.icount else ["-smp", str(b.cpus or machines.CPUS[dom0])]
     if b.xen:
         xen = " ".join((machines.XEN_ARGS, machines.XEN_ARGS_DOM0[dom0], b.xen_args, s.xen_args)).strip()
         # QEMU separates modules by commas; a doubled one stands for itself.
@@ -160,9 +163,21 @@ class Follower:
 
 
 def boot(b, show=False, shell=False):
-    """Boot, wait, judge. show: print the guest's channel while it runs."""
+    """Boot, wait, judge; once more if it was the emulator that failed. show: print the guest's channel while it runs."""
     check_qemu(b.settings.qemu)
     lock = only_one(b.name)
+    for attempt in range(1, TRIES + 1):
+        result, fault = boot_once(b, show, shell)
+        if not result.code or not fault or shell or attempt == TRIES:
+            break
+        say(f"QEMU's emulation of SVM has failed ({fault}): booting again")
+        shutil.copy(result.logs / "console.log", LOGS / f"{b.name}.emulator-{attempt}.log")
+    lock.close()
+    return result
+
+
+def boot_once(b, show, shell):
+    """(result, what the emulator did wrong or None)"""
     logs = prepare(b)
     timeout = b.timeout * (8 if b.settings.icount else 1)
     cmd = command(b, shell)
@@ -184,11 +199,11 @@ def boot(b, show=False, shell=False):
             tidy(logs)
     console = judge.text_of(logs / "console.log")
     channel = judge.text_of(logs / "channel.log")
-    lock.close()
     code, reasons = judge.judge(console, channel, ended)
     if code and b.expect != "none" and (declined := re.search(r"xen-iommu: .*no PV-IOMMU.*", console)):
         reasons.insert(0, f"this Xen has no PV-IOMMU ({declined[0]})")
-    return Result(code, reasons, logs, channel, console, time.monotonic() - began)
+    fault = judge.emulator_fault(console, ended) if b.xen and b.settings.dom0 == "pvh" else None
+    return Result(code, reasons, logs, channel, console, time.monotonic() - began), fault
 
 
 def wait_shell(qemu):
@@ -202,9 +217,11 @@ def follow(qemu, logs, began, timeout, show, show_console):
     console, channel = Follower(logs / "console.log"), Follower(logs / "channel.log")
     milestones = list(MILESTONES)
     deadline = began + timeout
+    heard, started = began, False
     while True:
         code = qemu.poll()
         for line in console.lines():
+            heard, started = time.monotonic(), started or "Run /init as init" in line
             if show_console and not milestones and not KERNEL_LINE.match(line):
                 print(f"         {line}", flush=True)
             for milestone in [m for m in milestones if re.search(m[0], line)]:
@@ -223,6 +240,8 @@ def follow(qemu, logs, began, timeout, show, show_console):
             return f"QEMU ended with {code}: {said[-1] if said else 'no message'}"
         if time.monotonic() > deadline:
             return "time"
+        if not started and time.monotonic() > heard + SILENCE * (timeout / Boot.timeout):
+            return "silence"
         time.sleep(0.2)
 
 

@@ -70,22 +70,34 @@ def copy_of(user_tree, name, managed):
     return user_tree, copy
 
 
-def source(kind, fetched, user_tree, parts, mark):
+def source(kind, fetched, user_tree, parts, mark, lab_patches=()):
     """The folder of a source tree with our parts in it.
 
     A user's tree that has the file `mark` holds the work already: it is used as it is.
+    lab_patches: what this lab needs besides, where it applies.
     """
     whole, patches = parts
     if not user_tree:
         tree, base = fetched(), None
-    elif (Path(user_tree).expanduser() / mark).exists():
-        say(f"{user_tree} has {mark}: using that tree as it is")
-        return copy_of(user_tree, f"{kind}-user", ())[1]
     else:
-        managed = set(whole).union(*map(overlay.targets, patches))
+        user_tree = Path(user_tree).expanduser()
+        if (user_tree / mark).exists():
+            say(f"{user_tree} has {mark}: using that tree as it is")
+            whole, patches = {}, []
+        managed = set(whole).union(*map(overlay.targets, [*patches, *lab_patches]))
         base, tree = copy_of(user_tree, f"{kind}-user", managed)
-    overlay.apply(tree, base, whole, patches)
+        lab_patches = [patch for patch in lab_patches if applies(base, patch)]
+    overlay.apply(tree, base, whole, [*patches, *lab_patches])
     return tree
+
+
+def applies(base, patch):
+    try:
+        overlay.result(base, {}, [patch])
+    except Fail:
+        say(f"{patch.relative_to(REPO)} is not for {base}: left out")
+        return False
+    return True
 
 
 def linux_source(version, user_tree=None):
@@ -95,19 +107,20 @@ def linux_source(version, user_tree=None):
 
 def xen_source(user_tree=None, stock=False):
     """stock: without our parts, for comparison."""
+    name = "xen-stock" if stock else "xen"
+
     def fetched():
-        """A second copy of the fetched Xen, to change."""
-        pristine, ours = fetch.xen(), SRC / "xen"
+        """A copy of the fetched Xen, to change."""
+        pristine, ours = fetch.xen(), SRC / name
         if not ours.is_dir():
-            partial = SRC / "xen.partial"
+            partial = SRC / f"{name}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(pristine, partial, symlinks=True)
             partial.rename(ours)
         return ours
 
-    if stock:
-        return copy_of(user_tree, "xen-user-stock", ())[1] if user_tree else fetch.xen()
-    return source("xen", fetched, user_tree, overlay.xen_parts(), "xen/include/public/pv-iommu.h")
+    return source(name, fetched, user_tree, ({}, []) if stock else overlay.xen_parts(),
+                  "xen/include/public/pv-iommu.h", sorted((LAB / "patches/xen").glob("*.patch")))
 
 
 def make(what, log, folder, *args, progress=None, append=False):

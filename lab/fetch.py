@@ -132,7 +132,7 @@ def xen_candidates():
 
 def xen():
     """The unpacked pristine source of Xen 4.20; returns its folder."""
-    folder = BUILD / "src" / "xen-stock"
+    folder = BUILD / "src" / "xen-pristine"
     if folder.is_dir():
         return folder
     tarballs = sorted(CACHE.glob("xen_4.20*.orig.tar.xz"))

@@ -30,6 +30,16 @@ EXCEPTIONS = (
      "Linux looks for an AMD erratum in an MSR that Xen hides from a PV domain; the same without our work"),
 )
 
+# Faults of QEMU's SVM emulation that kill a PVH dom0: what no processor and no software could do, or what
+# happens before anything of ours runs. (expression, what it shows)
+EMULATION = (
+    (r"\(XEN\) RIP: +e008:\S+\n\(XEN\) RFLAGS: \S+ +CONTEXT: hvm guest", "the guest's registers are Xen's own"),
+    (r"RIP: 0010:asm_sysvec_xen_hvm_callback\+0x0/.*\n.*\n.* EFLAGS: 000000[0-9a-f][0-9a-f]\s",
+     "an interrupt at the first instruction of an interrupt gate"),
+)
+# Where dom0 has got to when the driver starts.
+OURS_BEGINS = re.compile(r"xen-iommu: |Run /init as init")
+
 VERDICT = re.compile(r"^LAB-EXIT (\d+)\s*$", re.M)
 WANTED = re.compile(r"^LAB-CONSOLE (.+?)\s*$", re.M)
 NOT_OK = re.compile(r"^\s*not ok\b(?!.*# (?:SKIP|TODO)).*$", re.M)
@@ -47,6 +57,16 @@ def reports(console):
     return [line.strip() for line in console.splitlines() if BAD.search(line)]
 
 
+def emulator_fault(console, ended):
+    """What QEMU did wrong, or None."""
+    for sign, what in EMULATION:
+        if re.search(sign, console):
+            return what
+    if ended == "silence" and not OURS_BEGINS.search(console):
+        return "dom0's kernel stopped before it came to the driver"
+    return None
+
+
 def last_lines(console, count=5):
     return [line.strip() for line in console.splitlines() if line.strip()][-count:]
 
@@ -55,7 +75,8 @@ def judge(console, channel, ended):
     """(exit code, [reasons]): 0 and no reason only for a good boot.
 
     channel: what the guest wrote on the verdict channel; ended: how QEMU ended: "off" (the guest switched
-    off), "time" (killed after the time-out), or a text that says how QEMU failed.
+    off), "time" (killed after the time-out), "silence" (killed as nothing was said while the kernel started),
+    or a text that says how QEMU failed.
     """
     reasons = []
     verdict = VERDICT.findall(channel)
@@ -64,6 +85,7 @@ def judge(console, channel, ended):
         reasons.append(f"the console has {len(bad)} report{'s' * (len(bad) > 1)}: {bad[0]}")
     if not verdict:
         reasons.append({"off": "the guest ended without a verdict (died or was reset)",
+                        "silence": "the guest hung: the console has been silent while dom0's kernel started",
                         "time": "the guest hung: time-out without a verdict"}.get(ended, ended))
     else:
         failed = [line.strip() for line in NOT_OK.findall(channel)]

@@ -4,7 +4,8 @@
 # Every machine. The second serial port carries the guest's verdict: port I/O, never DMA.
 COMMON = ["-M", "q35", "-display", "none", "-vga", "none", "-net", "none", "-no-reboot", "-nodefaults"]
 MEMORY = "2048"
-CPUS = 2
+# QEMU's SVM loses wake-ups when several CPUs run a PVH dom0: about one boot of six then hangs as the second starts.
+CPUS = {"pvh": 1, "pv": 2, "bare": 2}
 
 # Devices whose DMA the tests look at.
 EDU = ["-device", "edu,dma_mask=0xffffffffffff"]

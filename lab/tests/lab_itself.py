@@ -21,6 +21,9 @@ def judged(lab):
             raise Fail(f"{path.name}: judged bad: {reasons}")
         if expect["verdict"] != "good" and (not code or not any(expect["verdict"] in r for r in reasons)):
             raise Fail(f"{path.name}: expected “{expect['verdict']}”, got {code}, {reasons}")
+        fault, known = judge.emulator_fault(console, expect["ended"]), expect.get("emulator")
+        if bool(fault) != bool(known) or known and known not in fault:
+            raise Fail(f"{path.name}: the emulator's fault is {known}, got {fault}")
 
 
 def each_report_is_seen(lab):
