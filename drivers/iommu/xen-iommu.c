@@ -68,11 +68,13 @@
 
 /* Runs that are collected on the stack, and in a buffer of a CPU. */
 #define XEN_IOMMU_FEW_RUNS	8
-#define XEN_IOMMU_MANY_RUNS	512
+#define XEN_IOMMU_MANY_RUNS	384
 /* Hypercalls that go out in one multicall. */
 #define XEN_IOMMU_MULTICALLS	64
 /* Frames to look up in the p2m under a lock. */
 #define XEN_IOMMU_MAX_LOOKUPS	16384
+/* Mappings to walk over under a lock. */
+#define XEN_IOMMU_MAX_MAPPINGS	4096
 /* Longest run: the counters of the hypercalls have 32 bits. */
 #define XEN_IOMMU_MAX_RUN	BIT(30)
 
@@ -142,7 +144,10 @@ struct xen_iommu_rdm {
 	phys_addr_t last;
 };
 
-/* Space for one batch. Taken by whoever sets @busy first, never waited for. */
+/*
+ * Space for one batch, just under 16 KiB. Taken by whoever sets @busy first,
+ * never waited for.
+ */
 struct xen_iommu_buf {
 	unsigned long busy;
 	struct pv_iommu_run run[XEN_IOMMU_MANY_RUNS];
@@ -174,10 +179,12 @@ struct xen_iommu_buf {
  * @mutex: guards what follows, and the lists of devices of the domains
  * @domains: all paging domains
  * @ours: contexts that are ours, by number
+ * @lost: those of them that the hypervisor did not take back, or that still
+ *	have mappings or devices in them
  * @spare: contexts that are empty and free for use
  * @nr_spare: number of these
  * @nr_used: contexts in use, those of static domains included
- * @nr_lost: contexts that the hypervisor did not take back
+ * @nr_lost: number of the lost ones
  */
 struct xen_iommu {
 	struct iommu_device iommu;
@@ -201,6 +208,7 @@ struct xen_iommu {
 	struct mutex mutex;	/* contexts, lists of devices */
 	struct list_head domains;
 	unsigned long *ours;
+	unsigned long *lost;
 	u16 spare[XEN_IOMMU_SPARE_CTX];
 	unsigned int nr_spare;
 	unsigned int nr_used;
@@ -218,7 +226,8 @@ struct xen_iommu {
  *	not return before the one that is unmapping it
  * @lock: guards what follows
  * @mappings: tree of struct xen_iommu_mapping by iova, without overlaps
- * @deferred: mappings to unmap at the next flush
+ * @deferred: mappings to unmap at the next flush, the oldest first
+ * @nr_deferred: number of these
  * @enforce_cache: all mappings are to be cache coherent
  * @uncached: there may be a mapping that is not
  * @stray: the hypervisor has a mapping that is not in the record
@@ -234,6 +243,7 @@ struct xen_iommu_domain {
 	spinlock_t lock;	/* the record of mappings */
 	struct rb_root mappings;
 	struct list_head deferred;
+	unsigned long nr_deferred;
 	bool enforce_cache;
 	bool uncached;
 	bool stray;
@@ -508,7 +518,7 @@ static int xen_iommu_map_multi(struct xen_iommu_domain *dom,
 	struct pv_iommu_run *run = b->run, *end = run + b->nr;
 	struct xen_iommu *xi = dom->xi;
 	struct xen_iommu_buf *buf = b->buf;
-	int err = 0;
+	int all, err = 0;
 
 	while (run < end && !err) {
 		u64 dfn[XEN_IOMMU_MULTICALLS];
@@ -532,18 +542,17 @@ static int xen_iommu_map_multi(struct xen_iommu_domain *dom,
 		xen_iommu_count(xi, XEN_IOMMU_HYPERCALLS, 1);
 		xen_iommu_count(xi, XEN_IOMMU_MULTICALLED, nr);
 		xen_iommu_count(xi, XEN_IOMMU_MAP_OPS, nr);
-		err = xi->hyp->multicall(buf->call, nr);
-		if (err)
-			break;
+		all = xi->hyp->multicall(buf->call, nr);
 
+		/* If it failed, some may have been carried out, still. */
 		for (unsigned int i = 0; i < nr; i++) {
 			struct pv_iommu_map_pages *op = &buf->op[i].map;
 			u64 frames;
 			u32 got;
 			int ret;
 
-			ret = xen_iommu_result(buf->call[i].result, wanted[i],
-					       op->mapped, &got);
+			ret = xen_iommu_result(all ?: buf->call[i].result,
+					       wanted[i], op->mapped, &got);
 			trace_xen_iommu_map(dom->ctx, dfn[i], wanted[i],
 					    op->pgsize, got, ret);
 			frames = (u64)got * (op->pgsize >> XEN_PAGE_SHIFT);
@@ -557,8 +566,10 @@ static int xen_iommu_map_multi(struct xen_iommu_domain *dom,
 		}
 	}
 
-	if (err)
+	if (err) {
 		xen_iommu_count(xi, XEN_IOMMU_ERRORS, 1);
+		trace_xen_iommu_error(IOMMU_map_pages, err);
+	}
 	return err;
 }
 
@@ -980,6 +991,7 @@ static size_t xen_iommu_extent(struct xen_iommu_domain *dom, unsigned long iova,
 			       unsigned long last, bool *real, bool *split)
 {
 	struct xen_iommu_mapping *m = xen_iommu_find(dom, iova);
+	unsigned int nr = XEN_IOMMU_MAX_MAPPINGS;
 	unsigned long pos = iova;
 
 	if (!m || m->iova > iova)
@@ -991,7 +1003,7 @@ static size_t xen_iommu_extent(struct xen_iommu_domain *dom, unsigned long iova,
 		return min(last, m->last) - iova + 1;
 
 	for (; m && m->iova <= pos; m = xen_iommu_next(m)) {
-		if (m->mapped <= pos - m->iova)
+		if (m->mapped <= pos - m->iova || !nr--)
 			break;
 		pos = m->iova + m->mapped;
 		if (pos > last || pos <= m->last)
@@ -1018,6 +1030,7 @@ static size_t xen_iommu_defer(struct xen_iommu_domain *dom, unsigned long iova,
 		if (m->mapped == size) {
 			rb_erase(&m->node, &dom->mappings);
 			list_add_tail(&m->list, &dom->deferred);
+			dom->nr_deferred++;
 		} else {
 			size = 0;
 		}
@@ -1032,14 +1045,14 @@ static size_t xen_iommu_unmap_pages(struct iommu_domain *domain,
 				    struct iommu_iotlb_gather *gather)
 {
 	struct xen_iommu_domain *dom = to_xen_domain(domain);
-	unsigned long last = iova + pgsize * pgcount - 1;
+	size_t size, done, total = 0, want = pgsize * pgcount;
+	unsigned long last = iova + want - 1;
 	struct xen_iommu_mapping *spare = NULL;
-	size_t size, done, total = 0;
 	LIST_HEAD(garbage);
 	unsigned long flags;
 	bool real, split;
 
-	for (; iova <= last && iova + 1; iova += done, total += done) {
+	for (; total < want; iova += done, total += done) {
 		if (gather && gather->queued) {
 			done = xen_iommu_defer(dom, iova, last);
 			if (done)
@@ -1148,7 +1161,9 @@ static void xen_iommu_unmap_multi(struct xen_iommu_domain *dom,
 {
 	struct xen_iommu *xi = dom->xi;
 	struct xen_iommu_mapping *m, *next;
+	u32 wanted[XEN_IOMMU_MULTICALLS];
 	unsigned int nr = 0, i = 0;
+	int all;
 
 	list_for_each_entry(m, list, list) {
 		struct pv_iommu_run run = {
@@ -1159,6 +1174,7 @@ static void xen_iommu_unmap_multi(struct xen_iommu_domain *dom,
 		if (nr == XEN_IOMMU_MULTICALLS)
 			break;
 		xen_iommu_next_unmap(dom, &run, 0, &buf->op[nr].unmap);
+		wanted[nr] = buf->op[nr].unmap.nr_pages;
 		buf->call[nr] = (struct multicall_entry) {
 			.op = __HYPERVISOR_iommu_op,
 			.args[0] = IOMMU_unmap_pages,
@@ -1170,39 +1186,76 @@ static void xen_iommu_unmap_multi(struct xen_iommu_domain *dom,
 	xen_iommu_count(xi, XEN_IOMMU_HYPERCALLS, 1);
 	xen_iommu_count(xi, XEN_IOMMU_MULTICALLED, nr);
 	xen_iommu_count(xi, XEN_IOMMU_UNMAP_OPS, nr);
-	/* Without a result the counters are 0, and each is done singly. */
-	if (xi->hyp->multicall(buf->call, nr))
-		xen_iommu_count(xi, XEN_IOMMU_ERRORS, 1);
+	all = xi->hyp->multicall(buf->call, nr);
 
+	/* What the counters do not have is done singly. */
 	list_for_each_entry_safe(m, next, list, list) {
 		struct pv_iommu_unmap_pages *op = &buf->op[i].unmap;
 		unsigned long done;
+		u32 got;
+		int ret;
 
-		if (i++ == nr)
+		if (i == nr)
 			break;
-		done = min_t(unsigned long, m->mapped,
-			     (u64)op->unmapped * op->pgsize);
+		ret = xen_iommu_result(all ?: buf->call[i].result, wanted[i],
+				       op->unmapped, &got);
+		trace_xen_iommu_unmap(dom->ctx, m->iova >> XEN_PAGE_SHIFT,
+				      wanted[i], op->pgsize, got, ret);
+		if (ret) {
+			xen_iommu_count(xi, XEN_IOMMU_ERRORS, 1);
+			xen_iommu_count(xi, XEN_IOMMU_SHORT_UNMAPS, 1);
+			trace_xen_iommu_error(IOMMU_unmap_pages, ret);
+		}
+		i++;
+		done = (unsigned long)got * op->pgsize;
 		xen_iommu_count(xi, XEN_IOMMU_PAGES_UNMAPPED,
 				done >> XEN_PAGE_SHIFT);
 		xen_iommu_settle(dom, m, done, garbage);
 	}
 }
 
-static void xen_iommu_flush_iotlb_all(struct iommu_domain *domain)
+/* Deferred mappings that go into one call. */
+static unsigned int xen_iommu_flush_size(struct xen_iommu *xi)
 {
-	struct xen_iommu_domain *dom = to_xen_domain(domain);
+	return xi->caps & IOMMUCAP_runs ? XEN_IOMMU_MANY_RUNS :
+					  XEN_IOMMU_MULTICALLS;
+}
+
+/*
+ * Takes the oldest deferred mappings, as many as go into one call. Returns how
+ * many there were in all.
+ */
+static unsigned long xen_iommu_take_deferred(struct xen_iommu_domain *dom,
+					     struct list_head *list)
+{
+	unsigned int max = xen_iommu_flush_size(dom->xi);
+	unsigned long taken = 0, all;
+	struct list_head *last;
+
+	guard(spinlock)(&dom->lock);
+	all = dom->nr_deferred;
+	list_for_each(last, &dom->deferred)
+		if (++taken == max)
+			break;
+	if (taken == all)
+		list_splice_init(&dom->deferred, list);
+	else
+		list_cut_position(list, &dom->deferred, last);
+	dom->nr_deferred -= taken;
+	return all;
+}
+
+/* Returns how many mappings had been deferred when it was called. */
+static unsigned long xen_iommu_flush_some(struct xen_iommu_domain *dom)
+{
 	struct xen_iommu_buf *buf;
 	LIST_HEAD(garbage);
-	unsigned long flags;
+	unsigned long flags, all;
 	LIST_HEAD(list);
 
 	spin_lock_irqsave(&dom->flush_lock, flags);
-
-	spin_lock(&dom->lock);
-	list_splice_init(&dom->deferred, &list);
-	spin_unlock(&dom->lock);
-
-	buf = list_empty(&list) ? NULL : xen_iommu_get_buf(dom->xi);
+	all = xen_iommu_take_deferred(dom, &list);
+	buf = all ? xen_iommu_get_buf(dom->xi) : NULL;
 	while (!list_empty(&list)) {
 		if (buf && (dom->xi->caps & IOMMUCAP_runs))
 			xen_iommu_unmap_many(dom, &list, &garbage, buf);
@@ -1217,6 +1270,23 @@ static void xen_iommu_flush_iotlb_all(struct iommu_domain *domain)
 
 	spin_unlock_irqrestore(&dom->flush_lock, flags);
 	xen_iommu_free_mappings(&garbage);
+	return all;
+}
+
+/*
+ * In pieces, with interrupts in between. What is deferred meanwhile is not for
+ * this flush; what another flush takes meanwhile, that one has done before this
+ * one gets the lock again. So as many as there were at first are enough, and one
+ * that finds none has waited for the one that is just doing them.
+ */
+static void xen_iommu_flush_iotlb_all(struct iommu_domain *domain)
+{
+	struct xen_iommu_domain *dom = to_xen_domain(domain);
+	unsigned int piece = xen_iommu_flush_size(dom->xi);
+	unsigned long left = xen_iommu_flush_some(dom);
+
+	for (; left > piece; left -= piece)
+		xen_iommu_flush_some(dom);
 }
 
 static phys_addr_t xen_iommu_iova_to_phys(struct iommu_domain *domain,
@@ -1324,6 +1394,7 @@ static void xen_iommu_put_ctx(struct xen_iommu *xi, u16 ctx, bool empty)
 		ret = xen_iommu_op(xi, IOMMU_free_context, &op);
 	if (ret) {
 		xi->nr_lost++;
+		__set_bit(ctx, xi->lost);
 		pr_warn("context %u is lost: error %d\n", ctx, ret);
 	} else {
 		__clear_bit(ctx, xi->ours);
@@ -1583,7 +1654,10 @@ static struct iommu_device *__xen_iommu_probe_device(struct xen_iommu *xi,
 	INIT_LIST_HEAD(&xdev->list);
 
 	/*
-	 * Find out whether Xen knows the device by moving it to where it is.
+	 * Find out whether Xen knows the device by moving it to where it is. For
+	 * a device that has just been plugged in, or a new VF, Xen's notifier
+	 * (drivers/xen/pci.c, an arch_initcall) runs before that of the IOMMU
+	 * core (a subsys_initcall) and has made it known.
 	 * A device that a previous kernel has left may be doing DMA still, to
 	 * addresses that mean something else in any other context: block it.
 	 */
@@ -1603,8 +1677,9 @@ static void xen_iommu_release_device(struct device *dev)
 	struct xen_iommu_dev *xdev = dev_iommu_priv_get(dev);
 
 	/*
-	 * Xen may have been told of the removal before: then it has taken the
-	 * device out of its context, and knows it no more.
+	 * Xen has been told of the removal before, if the device is unplugged:
+	 * it has taken the device out of its context, and knows it no more, so
+	 * that the core could not move it to the release domain.
 	 */
 	scoped_guard(mutex, &xdev->xi->mutex)
 		list_del_init(&xdev->list);
@@ -1704,6 +1779,16 @@ static void xen_iommu_add_region(struct list_head *head, phys_addr_t start,
 		list_add_tail(&region->list, head);
 }
 
+/* The hypervisor does not tell whose IOMMU it is; the CPU does. */
+static bool xen_iommu_has_ht_range(void)
+{
+#ifdef CONFIG_X86
+	return boot_cpu_data.x86_vendor != X86_VENDOR_INTEL;
+#else
+	return false;
+#endif
+}
+
 /* The regions that are the device's own, among those of all. */
 static bool xen_iommu_owns_region(const struct xen_reserved_device_memory *own,
 				  int nr, phys_addr_t start)
@@ -1724,14 +1809,12 @@ static void xen_iommu_get_resv_regions(struct device *dev,
 	enum iommu_resv_type direct = IOMMU_RESV_DIRECT;
 	int nr = 0;
 
-	if (IS_ENABLED(CONFIG_X86)) {
+	if (IS_ENABLED(CONFIG_X86))
 		xen_iommu_add_region(head, MSI_RANGE_START, MSI_RANGE_SIZE, 0,
 				     IOMMU_RESV_MSI);
-		if (xi->max_iova >= HT_RANGE_START)
-			xen_iommu_add_region(head, HT_RANGE_START,
-					     HT_RANGE_SIZE, 0,
-					     IOMMU_RESV_RESERVED);
-	}
+	if (xen_iommu_has_ht_range() && xi->max_iova >= HT_RANGE_START)
+		xen_iommu_add_region(head, HT_RANGE_START, HT_RANGE_SIZE, 0,
+				     IOMMU_RESV_RESERVED);
 
 	if (!xi->nr_rdm)
 		return;
@@ -1904,6 +1987,18 @@ static int xen_iommu_init_contexts(struct xen_iommu *xi)
 	return 0;
 }
 
+/* All that are ours, empty and without devices: others crash some hypervisors. */
+static void xen_iommu_free_contexts(struct xen_iommu *xi)
+{
+	unsigned int ctx;
+
+	for_each_andnot_bit(ctx, xi->ours, xi->lost, xi->max_ctx + 1) {
+		struct pv_iommu_free op = { .ctx_no = ctx };
+
+		xen_iommu_op(xi, IOMMU_free_context, &op);
+	}
+}
+
 static void xen_iommu_free(struct xen_iommu *xi)
 {
 	int cpu;
@@ -1915,6 +2010,7 @@ static void xen_iommu_free(struct xen_iommu *xi)
 	free_percpu(xi->stats);
 	kfree(xi->rdm);
 	bitmap_free(xi->ours);
+	bitmap_free(xi->lost);
 	mutex_destroy(&xi->mutex);
 }
 
@@ -1976,7 +2072,8 @@ static int xen_iommu_setup(struct xen_iommu *xi, const struct xen_iommu_hyp *hyp
 
 	ret = -ENOMEM;
 	xi->ours = bitmap_zalloc(xi->max_ctx + 1, GFP_KERNEL);
-	if (!xi->ours)
+	xi->lost = bitmap_zalloc(xi->max_ctx + 1, GFP_KERNEL);
+	if (!xi->ours || !xi->lost)
 		goto err_free;
 	for_each_possible_cpu(cpu) {
 		struct xen_iommu_buf *buf;
@@ -2105,7 +2202,6 @@ static void xen_iommu_shutdown(void *data)
 {
 	struct xen_iommu *xi = data;
 	struct xen_iommu_domain *dom;
-	unsigned int ctx;
 
 	if (!kexec_in_progress)
 		return;
@@ -2113,12 +2209,8 @@ static void xen_iommu_shutdown(void *data)
 	bus_for_each_dev(&pci_bus_type, NULL, xi, xen_iommu_abandon);
 	list_for_each_entry(dom, &xi->domains, list)
 		if (!xen_iommu_unmap_all(dom))
-			__clear_bit(dom->ctx, xi->ours);
-	for_each_set_bit(ctx, xi->ours, xi->max_ctx + 1) {
-		struct pv_iommu_free op = { .ctx_no = ctx };
-
-		xen_iommu_op(xi, IOMMU_free_context, &op);
-	}
+			__set_bit(dom->ctx, xi->lost);
+	xen_iommu_free_contexts(xi);
 }
 
 static const struct syscore_ops xen_iommu_syscore_ops = {
@@ -2159,6 +2251,7 @@ err_sysfs:
 err:
 	pr_err("registration failed: error %d\n", ret);
 	xen_iommu = NULL;
+	xen_iommu_free_contexts(xi);
 	xen_iommu_free(xi);
 	kfree(xi);
 	return ret;

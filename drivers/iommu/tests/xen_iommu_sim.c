@@ -813,26 +813,27 @@ int sim_multicall(struct multicall_entry *call, u32 nr)
 	struct xen_iommu_sim *sim = xen_iommu_sim;
 	unsigned long flags;
 	int ret = 0;
+	u64 limit;
 
 	sim->traps++;
 	spin_lock_irqsave(&sim->lock, flags);
 	sim->calls[SIM_MULTICALL]++;
 	if (!nr)
 		sim_violation(sim, "empty multicall");
-	if (sim_limit(sim, SIM_MULTICALL, &ret) == SIM_ALL)
-		ret = 0;
+	limit = sim_limit(sim, SIM_MULTICALL, &ret);
 	spin_unlock_irqrestore(&sim->lock, flags);
-	if (ret)
-		return ret;
 
+	/* One that fails has carried out the first of its calls, perhaps. */
 	for (u32 i = 0; i < nr; i++) {
+		if (ret && i >= limit)
+			return ret;
 		if (call[i].op != __HYPERVISOR_iommu_op)
 			sim_violation(sim, "hypercall %lu in a multicall",
 				      (unsigned long)call[i].op);
 		call[i].result = sim_call(call[i].args[0],
 					  (void *)call[i].args[1]);
 	}
-	return 0;
+	return ret;
 }
 
 static struct xen_reserved_device_memory *

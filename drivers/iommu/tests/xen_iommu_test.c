@@ -1004,12 +1004,16 @@ static void map_multicall_failure(struct kunit *test)
 	struct iommu_domain *domain = xt_domain(xt);
 	bool runs = xt->sim.conf.caps & IOMMUCAP_runs;
 
-	sim_add_fault(&xt->sim, SIM_MULTICALL, 0, 1, -EFAULT, 0);
-	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 100),
-			runs ? 0 : -EFAULT);
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 100 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 100), 100);
-	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 100 * XT_4K));
+	/* Carried out until then: nothing, or some of the calls. */
+	for (unsigned int k = 0; k < 14; k += 7) {
+		sim_add_fault(&xt->sim, SIM_MULTICALL, 0, 1, -EFAULT, k);
+		KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 100),
+				runs ? 0 : -EFAULT);
+		KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 100 * XT_4K), 0);
+		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 100), 100);
+		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA,
+						    100 * XT_4K));
+	}
 }
 
 /* Then the record lacks something, and nobody else gets the context. */
@@ -1226,6 +1230,21 @@ static void unmap_of_middle_without_memory(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, xt_env.allocs, 0);
 }
 
+/* No lock is held for as long as all of them take. */
+static void unmap_of_very_many_mappings(struct kunit *test)
+{
+	struct xt *xt = xt_start(test, test->param_value);
+	struct iommu_domain *domain = xt_domain(xt);
+	unsigned int nr = XEN_IOMMU_MAX_MAPPINGS + 10;
+
+	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, nr), 0);
+	sim_reset_log(&xt->sim);
+	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, nr), nr);
+	KUNIT_EXPECT_EQ(test, xt->sim.traps, 2);
+	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
+	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&to_xen_domain(domain)->mappings));
+}
+
 static void unmap_across_mappings_is_one_call(struct kunit *test)
 {
 	struct xt *xt = xt_start(test, test->param_value);
@@ -1409,15 +1428,63 @@ static void flush_multicall_failure(struct kunit *test)
 	struct xt *xt = xt_start(test, test->param_value);
 	struct iommu_domain *domain = xt_domain(xt);
 
-	for (unsigned int k = 0; k < 10; k++) {
-		KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + 2 * k * XT_4K,
-					     XT_PHYS, 1), 0);
-		KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA + 2 * k * XT_4K,
-						      1), 1);
+	for (unsigned int i = 0; i < 2; i++) {
+		for (unsigned int k = 0; k < 10; k++) {
+			unsigned long iova = XT_IOVA + 2 * k * XT_4K;
+
+			KUNIT_EXPECT_EQ(test, xt_map(domain, iova, XT_PHYS, 1), 0);
+			KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, iova, 1), 1);
+		}
+		sim_add_fault(&xt->sim, SIM_MULTICALL, 0, 1, -EFAULT, 4 * i);
+		xt_flush(domain);
+		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 20 * XT_4K));
 	}
-	sim_add_fault(&xt->sim, SIM_MULTICALL, 0, 1, -EFAULT, 0);
-	xt_flush(domain);
-	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 20 * XT_4K));
+}
+
+/* In the hypervisor: somebody else defers one more mapping. */
+static void xt_defer_one_call(struct xt *xt, unsigned int subop, void *arg)
+{
+	struct iommu_domain *domain = xt->dom[0];
+	unsigned long *iova = xt->priv;
+
+	if (subop != IOMMU_unmap_pages && subop != IOMMU_unmap_runs)
+		return;
+	*iova += 2 * XT_4K;
+	KUNIT_EXPECT_EQ(xt->test, iommu_map(domain, *iova, XT_PHYS, XT_4K, XT_RW,
+					    GFP_ATOMIC), 0);
+	KUNIT_EXPECT_EQ(xt->test, xt_unmap_queued(domain, *iova, 1), 1);
+}
+
+/* What is deferred before a flush is unmapped by it, and it comes to an end. */
+static void flush_goes_in_pieces(struct kunit *test)
+{
+	struct xt *xt = xt_start(test, test->param_value);
+	struct iommu_domain *domain = xt_domain(xt);
+	unsigned int piece = xen_iommu_flush_size(xt->xi);
+	const unsigned int sizes[] = { 0, 1, piece - 1, piece, piece + 1, 3 * piece + 5 };
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(sizes); i++) {
+		unsigned long iova = XT_IOVA + SZ_1G;
+		unsigned int nr = sizes[i];
+
+		for (unsigned int k = 0; k < nr; k++) {
+			unsigned long at = XT_IOVA + 2 * k * XT_4K;
+
+			KUNIT_EXPECT_EQ(test, xt_map(domain, at, XT_PHYS, 1), 0);
+			KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, at, 1), 1);
+		}
+		xt->priv = &iova;
+		xt->on_call = xt_defer_one_call;
+		sim_reset_log(&xt->sim);
+		xt_flush(domain);
+		xt->on_call = NULL;
+		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA,
+						    2 * nr * XT_4K));
+		xt_flush(domain);
+		KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
+		KUNIT_EXPECT_EQ(test, to_xen_domain(domain)->nr_deferred, 0);
+		KUNIT_EXPECT_TRUE(test, list_empty(&to_xen_domain(domain)->deferred));
+	}
 }
 
 /*
@@ -2215,7 +2282,7 @@ static void reserved_regions_own_and_others(struct kunit *test)
 			IS_ENABLED(CONFIG_X86));
 	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 0, IOMMU_RESV_RESERVED,
 					       HT_RANGE_START, HT_RANGE_SIZE),
-			IS_ENABLED(CONFIG_X86));
+			xen_iommu_has_ht_range());
 
 	xt->dev[0].pdev.class = PCI_CLASS_SERIAL_USB_XHCI;
 	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 0, IOMMU_RESV_DIRECT_RELAXABLE,
@@ -2526,8 +2593,7 @@ static void initcall_failures_leave_nothing(struct kunit *test)
 			KUNIT_EXPECT_EQ(test, xen_iommu_init(), i ? -EBUSY : -EEXIST);
 			KUNIT_EXPECT_EQ(test, xt_env.sysfs, 0);
 			KUNIT_EXPECT_GE(test, xt_warnings(), 1);
-			/* Its blocked context. */
-			xt->contexts_ok = 1;
+			KUNIT_EXPECT_EQ(test, sim_nr_contexts(&xt->sim), 0);
 		}
 		KUNIT_EXPECT_NULL(test, xen_iommu);
 		xt_stop(test);
@@ -2638,6 +2704,26 @@ static void shutdown_for_kexec_leaves_nothing(struct kunit *test)
 	xen_iommu_free(xt->xi);
 	xt->ready = false;
 	xt->contexts_ok = sim_nr_contexts(&xt->sim);
+}
+
+/* The hypervisor objects if a context with mappings is freed. */
+static void shutdown_for_kexec_leaves_lost_contexts(struct kunit *test)
+{
+	struct xt *xt = xt_start(test, test->param_value);
+	struct iommu_domain *domain = xt_domain(xt);
+	u16 ctx = xt_ctx(domain);
+
+	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
+	xt_limit_unmaps(xt, 4, -EIO);
+	xt_free_domain(xt, domain);
+	sim_clear_faults(&xt->sim);
+	KUNIT_EXPECT_EQ(test, xt->xi->nr_lost, 1);
+	xt_env.kexec = true;
+	xen_iommu_shutdown(xt->xi);
+	xt_env.kexec = false;
+	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, ctx), 16);
+	xt->xi->blocked_ctx = XEN_IOMMU_NO_CTX;
+	xt->xi->identity_ctx = XEN_IOMMU_NO_CTX;
 }
 
 static void shutdown_for_kexec_keeps_what_is_stuck(struct kunit *test)
@@ -3280,6 +3366,7 @@ static struct kunit_case xen_iommu_test_cases[] = {
 	KUNIT_CASE(unmap_of_superpage_needs_pool),
 	KUNIT_CASE_PARAM(unmap_of_parts, conf_gen_params),
 	KUNIT_CASE_PARAM(unmap_of_middle_without_memory, conf_gen_params),
+	KUNIT_CASE_PARAM(unmap_of_very_many_mappings, conf_gen_params),
 	KUNIT_CASE_PARAM(unmap_across_mappings_is_one_call, conf_gen_params),
 	KUNIT_CASE_PARAM(unmap_of_nothing, conf_gen_params),
 	KUNIT_CASE_PARAM(unmap_of_what_was_never_synced, conf_gen_params),
@@ -3289,6 +3376,7 @@ static struct kunit_case xen_iommu_test_cases[] = {
 	KUNIT_CASE_PARAM(flush_failure_is_recorded, conf_gen_params),
 	KUNIT_CASE_PARAM(flush_failure_is_tried_again, conf_gen_params),
 	KUNIT_CASE_PARAM(flush_multicall_failure, conf_gen_params),
+	KUNIT_CASE_PARAM(flush_goes_in_pieces, conf_gen_params),
 	KUNIT_CASE_PARAM(flush_waits_for_flush_in_progress, conf_gen_params),
 	KUNIT_CASE_PARAM(flush_holds_its_lock, conf_gen_params),
 	KUNIT_CASE_PARAM(concurrent_maps_and_unmaps, conf_gen_params),
@@ -3334,6 +3422,7 @@ static struct kunit_case xen_iommu_test_cases[] = {
 	KUNIT_CASE(inherited_contexts_are_reclaimed),
 	KUNIT_CASE(inherited_contexts_are_left_to_drafts),
 	KUNIT_CASE_PARAM(shutdown_for_kexec_leaves_nothing, conf_gen_params),
+	KUNIT_CASE_PARAM(shutdown_for_kexec_leaves_lost_contexts, conf_gen_params),
 	KUNIT_CASE_PARAM(shutdown_for_kexec_keeps_what_is_stuck, conf_gen_params),
 	KUNIT_CASE(sysfs_shows_limits),
 	KUNIT_CASE_PARAM(counters_count, conf_gen_params),
