@@ -76,7 +76,7 @@ class Lab:
             return build.Xen(build.xen_source(self.xen_tree, stock), **kw).build().image
 
     def boot(self, name, xen="ours", expect=None, show=False, shell=False, env=None, disk=True, xen_args="",
-             cpus=0, **settings):
+             cpus=0, timeout=600, **settings):
         """Boot one machine; `settings` replace the user's."""
         chosen = replace(self.settings, **settings)
         image = {"ours": lambda: self.xen, "stock": lambda: self.stock_xen, "debug": lambda: self.debug_xen,
@@ -86,7 +86,7 @@ class Lab:
             say(f"booting {'dom0 ' + chosen.dom0 if image else 'Linux without Xen'}, IOMMU {chosen.iommu}, in QEMU")
         return boot.boot(boot.Boot(name=name, kernel=kernel, initrd=initrd, xen=image, settings=chosen,
                                    expect=expect or machines.EXPECT[chosen.dom0], xen_args=xen_args, disk=disk, cpus=cpus,
-                                   env=env or {}), show=show, shell=shell)
+                                   timeout=timeout, env=env or {}), show=show, shell=shell)
 
 
 def run(lab):

@@ -1,25 +1,98 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The driver's KUnit suite on its software hypervisor, as the kernel's kunit.py runs it (User-mode Linux)."""
+"""The driver's KUnit suite on its software hypervisor: on User-mode Linux, as the kernel's kunit.py runs it, with the
+coverage measured; and in a kernel that looks for memory errors, deadlocks and the like."""
+import json
 import re
 
 import build
-from lab import Skip
-from util import BUILD, CPUS, LOGS, REPO, Fail, clean_env, run
+from lab import Lab
+from tests.boots import booted
+from util import LOGS, REPO, Fail, clean_env, run
+
+SUITE = "drivers/iommu/tests"
+DRIVER = "drivers/iommu/xen-iommu.c"
+MIN_COVERAGE = 95       # per cent of the driver's lines
+
+
+def covered(report):
+    """{line: times run} of the driver, which the suite compiles in, from gcov's JSON."""
+    lines = {}
+    for source in json.loads(report)["files"]:
+        if source["file"].endswith("/xen-iommu.c"):
+            for line in source["lines"]:
+                number = line["line_number"]
+                lines[number] = lines.get(number, 0) + line["count"]
+    return lines
+
+
+def judge_coverage(lab, obj):
+    report = LOGS / "test/kunit-coverage.json"
+    if not list((obj / SUITE).glob("xen_iommu_test.gcda")):
+        raise Fail("the kernel has written no coverage data")
+    run("gcov", ["gcov", "--json-format", "--stdout", "-o", SUITE, f"{SUITE}/xen_iommu_test.o"], report, cwd=obj)
+    lines = covered(next(line for line in report.read_text().splitlines() if line.startswith("{")))
+    if not lines:
+        raise Fail(f"gcov knows no line of {DRIVER}; log: {report.relative_to(REPO)}")
+    source = (lab.linux_source / DRIVER).read_text().splitlines()
+    missed = [f"{DRIVER}:{n}: {source[n - 1].strip()}" for n, count in sorted(lines.items()) if not count]
+    share = 100 * (len(lines) - len(missed)) / len(lines)
+    print("\n".join([f"# {share:.1f} % of {len(lines)} lines; not run:", *(f"#   {line}" for line in missed)]), flush=True)
+    if share < MIN_COVERAGE:
+        raise Fail(f"{share:.1f} % of the driver's lines are run, {MIN_COVERAGE} % are wanted")
 
 
 def kunit(lab):
-    if not (REPO / "drivers/iommu/tests/.kunitconfig").exists():
-        raise Skip("there is no suite")
-    log = LOGS / "test/kunit.log"
+    log, obj, src = LOGS / "test/kunit.log", build.OBJ / "kunit-um", lab.linux_source
+    options = [
+        f"CC={build.COMPILER}",
+        # CONFIG_GCOV would do it for the whole kernel, and takes a kernel of its own to build.
+        f"CFLAGS_xen_iommu_test.o=-I{src}/drivers/iommu --coverage -fno-tree-loop-im -Wno-maybe-uninitialized",
+        # The linker script loses the place where gcc has the data written at the end.
+        "LINK-y=-no-pie --coverage -Wl,-u,__gcov_dump -Wl,-fini=__gcov_dump",
+    ]
     with build.lock():
-        run("KUnit", ["python3", "tools/testing/kunit/kunit.py", "run", "--kunitconfig=drivers/iommu/tests",
-                      f"--build_dir={build.OBJ / 'kunit-um'}", f"--jobs={CPUS}", f"--make_options=CC={build.COMPILER}"],
-            log, cwd=lab.linux_source, env=clean_env(**build.ENV))
-    done = re.findall(r"Ran (\d+) tests: passed: (\d+)", log.read_text(errors="replace"))
-    if not done or not int(done[-1][1]):
-        raise Fail(f"no test ran; log: {log.relative_to(REPO)}")
+        obj.mkdir(parents=True, exist_ok=True)
+        for old in (obj / SUITE).glob("*.gcda"):
+            old.unlink()
+        run("KUnit", ["python3", "tools/testing/kunit/kunit.py", "run", f"--kunitconfig={SUITE}", f"--build_dir={obj}",
+                      f"--jobs={build.CPUS}", *(f"--make_options={option}" for option in options)],
+            log, cwd=src, env=clean_env(**build.ENV))
+        done = re.findall(r"Ran (\d+) tests: passed: (\d+)", log.read_text(errors="replace"))
+        if not done or not int(done[-1][1]):
+            raise Fail(f"no test ran; log: {log.relative_to(REPO)}")
+        print(f"# {done[-1][1]} of {done[-1][0]} passed", flush=True)
+        judge_coverage(lab, obj)
 
 
-CASES = {}
-# Not yet seen to its end through the lab: only by name.
-EXTRA = {"kunit": kunit}
+def debug_lab(lab):
+    """A lab whose dom0 is the debug kernel."""
+    debug = Lab()
+    with build.lock():
+        build.check_place()
+        debug.kernel = build.Kernel(lab.linux_source, "debug", ("dom0.config", "debug.config")).build()
+        debug.initrd = build.initramfs(debug.kernel)
+    return debug
+
+
+def kunit_debug(lab):
+    """Two CPUs, KASAN, lockdep, UBSAN; without Xen. The judge sees their reports."""
+    booted(debug_lab(lab), "debug-kunit", xen=None, iommu="none", expect="none", timeout=1800, disk=False,
+           dom0_args="kunit.enable=1 kunit.filter_glob=xen_iommu",
+           run="results=/sys/kernel/debug/kunit/xen_iommu/results; "
+               "grep '^# ' $results; grep -q '^ok 1 xen_iommu' $results && ! grep -q '^ *not ok' $results")
+
+
+def boot_debug(dom0):
+    def case(lab):
+        booted(debug_lab(lab), f"boot-{dom0}-vtd-debug-kernel", dom0=dom0, iommu="vtd", timeout=1800,
+               dom0_args="kunit.enable=0")
+    return case
+
+
+CASES = {"kunit": kunit}
+# A kernel of its own to build: only by name.
+EXTRA = {
+    "debug-kunit": kunit_debug,
+    "boot-pvh-vtd-debug-kernel": boot_debug("pvh"),
+    "boot-pv-vtd-debug-kernel": boot_debug("pv"),
+}

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Devices that come and go: Xen is told before the IOMMU core is, and the driver gets them in a domain of their own."""
+from tests.boots import booted
+
+# A disk with SR-IOV; it has no namespace.
+SRIOV = ("-device nvme-subsys,id=subsys -device nvme,serial=sriov,subsys=subsys,sriov_max_vfs=2,sriov_vq_flexible=4,"
+         "sriov_vi_flexible=2,max_ioqpairs=6,msix_qsize=4")
+GUEST = r"""
+. /usr/lib/xen-iommu/lib.sh
+set -eu
+cd /sys/bus/pci/devices
+translated() {
+	[ "$(basename "$(readlink "$1/iommu")")" = xen-iommu ] || fail "$1 is not xen-iommu's"
+	type=$(cat "$1/iommu_group/type")
+	say "$1: group $(basename "$(readlink "$1/iommu_group")"), domain $type"
+	[ "$type" = DMA ] || fail "domain $type"
+}
+wait_for() {
+	n=0
+	until [ -e "$1" ]; do
+		n=$((n + 1))
+		[ $n -lt 100 ] || fail "no $1"
+		sleep 0.2
+	done
+}
+disk=$(basename "$(readlink -f /sys/block/nvme*n1/device/device)")
+free=$(attribute contexts_used)
+for round in 1 2 3; do
+	translated "$disk"
+	echo 1 > "$disk/remove"
+	[ ! -e "$disk" ] || fail "$disk is still there"
+	[ "$(attribute contexts_used)" = $((free - 1)) ] || fail "its context is still in use"
+	echo 1 > /sys/bus/pci/rescan
+	wait_for "$disk/iommu_group"
+done
+translated "$disk"
+wait_for /dev/nvme*n1
+node=$(echo /dev/nvme*n1)
+[ "$(dd if="$node" bs=1M 2> /dev/null | sha256sum | cut -d' ' -f1)" = "$LAB_DISK_SHA256" ] || fail "the disk's data is wrong"
+for pf in */sriov_numvfs; do
+	pf=${pf%/*}
+done
+echo 0 > "$pf/sriov_drivers_autoprobe"
+for round in 1 2 3; do
+	echo 2 > "$pf/sriov_numvfs"
+	for vf in "$pf"/virtfn*; do
+		translated "$(basename "$(readlink "$vf")")"
+	done
+	[ "$(attribute contexts_used)" = $((free + 2)) ] || fail "$(attribute contexts_used) contexts, not $((free + 2))"
+	echo 0 > "$pf/sriov_numvfs"
+	[ "$(attribute contexts_used)" = "$free" ] || fail "contexts of VFs are still in use"
+done
+[ "$(attribute contexts_lost)" = 0 ] || fail "contexts are lost"
+"""
+
+
+def hotplug(dom0, **kw):
+    return lambda lab: booted(lab, f"hotplug-{dom0}-vtd", dom0=dom0, iommu="vtd", expect="translated", qemu_args=SRIOV,
+                              run=GUEST, **kw)
+
+
+CASES = {}
+EXTRA = {
+    "hotplug-pvh-vtd": hotplug("pvh"),
+    "hotplug-pv-vtd": hotplug("pv", dom0_args="iommu.passthrough=0"),
+}
