@@ -230,7 +230,8 @@ struct xen_iommu {
  * @nr_deferred: number of these
  * @enforce_cache: all mappings are to be cache coherent
  * @uncached: there may be a mapping that is not
- * @stray: the hypervisor has a mapping that is not in the record
+ * @stray: the hypervisor has a mapping that is not in the record, or a device
+ *	that has been released
  */
 struct xen_iommu_domain {
 	struct iommu_domain domain;
@@ -277,11 +278,17 @@ struct xen_iommu_mapping {
  * struct xen_iommu_dev - a device
  * @xi: the IOMMU
  * @pdev: the device
+ * @dom: paging domain that the hypervisor has it in, NULL if there is none
+ * @ctx: context that it was moved to last
+ * @error: of the last attempt to move it
  * @list: place in xen_iommu_domain.devices
  */
 struct xen_iommu_dev {
 	struct xen_iommu *xi;
 	struct pci_dev *pdev;
+	struct xen_iommu_domain *dom;
+	u16 ctx;
+	int error;
 	struct list_head list;
 };
 
@@ -1401,18 +1408,8 @@ static void xen_iommu_put_ctx(struct xen_iommu *xi, u16 ctx, bool empty)
 	}
 }
 
-/**
- * xen_iommu_reattach - move a device to a context
- * @xdev: the device
- * @ctx: the context
- * @devices: list of the devices in that context, NULL if there is none
- *
- * Context: may sleep.
- * Return: 0 or an error that the core takes from attach_dev(). The device then
- * stays where it is.
- */
-static int xen_iommu_reattach(struct xen_iommu_dev *xdev, u16 ctx,
-			      struct list_head *devices)
+static int xen_iommu_move(struct xen_iommu_dev *xdev, u16 ctx,
+			  struct xen_iommu_domain *dom)
 {
 	struct pv_iommu_reattach_device op = {
 		.ctx_no = ctx,
@@ -1423,15 +1420,18 @@ static int xen_iommu_reattach(struct xen_iommu_dev *xdev, u16 ctx,
 	struct xen_iommu *xi = xdev->xi;
 	int ret;
 
-	guard(mutex)(&xi->mutex);
+	lockdep_assert_held(&xi->mutex);
 	ret = xen_iommu_op(xi, IOMMU_reattach_device, &op);
+	xdev->error = ret;
 	trace_xen_iommu_attach(op.dev.seg, op.dev.bus, op.dev.devfn, ctx, ret);
 	switch (ret) {
 	case 0:
 		xen_iommu_count(xi, XEN_IOMMU_ATTACHES, 1);
 		list_del_init(&xdev->list);
-		if (devices)
-			list_add(&xdev->list, devices);
+		if (dom)
+			list_add(&xdev->list, &dom->devices);
+		xdev->dom = dom;
+		xdev->ctx = ctx;
 		return 0;
 	case -EINVAL:
 	case -ENOMEM:
@@ -1441,6 +1441,30 @@ static int xen_iommu_reattach(struct xen_iommu_dev *xdev, u16 ctx,
 	default:
 		return -ENODEV;
 	}
+}
+
+/**
+ * xen_iommu_reattach - move a device to a context
+ * @xdev: the device
+ * @ctx: the context
+ * @dom: paging domain of that context, NULL if there is none
+ *
+ * Context: may sleep.
+ * Return: 0 or an error that the core takes from attach_dev(). The device then
+ * stays where it is.
+ */
+static int xen_iommu_reattach(struct xen_iommu_dev *xdev, u16 ctx,
+			      struct xen_iommu_domain *dom)
+{
+	guard(mutex)(&xdev->xi->mutex);
+	return xen_iommu_move(xdev, ctx, dom);
+}
+
+/* Moves a device to where it should be already. */
+static int xen_iommu_restore(struct xen_iommu_dev *xdev)
+{
+	guard(mutex)(&xdev->xi->mutex);
+	return xen_iommu_move(xdev, xdev->ctx, xdev->dom);
 }
 
 /*
@@ -1455,7 +1479,7 @@ static int xen_iommu_attach_paging(struct iommu_domain *domain,
 
 	if (dom->xi != xdev->xi)
 		return -EINVAL;
-	return xen_iommu_reattach(xdev, dom->ctx, &dom->devices);
+	return xen_iommu_reattach(xdev, dom->ctx, dom);
 }
 
 static int xen_iommu_attach_identity(struct iommu_domain *domain,
@@ -1504,8 +1528,10 @@ static bool xen_iommu_evict(struct xen_iommu_domain *dom)
 			 dom->ctx);
 		if (xen_iommu_reattach(xdev, ctx, NULL)) {
 			/* The list goes away; the context does not. */
-			scoped_guard(mutex, &xi->mutex)
+			scoped_guard(mutex, &xi->mutex) {
 				list_del_init(&xdev->list);
+				xdev->dom = NULL;
+			}
 			gone = false;
 		}
 	}
@@ -1672,6 +1698,13 @@ static struct iommu_device *__xen_iommu_probe_device(struct xen_iommu *xi,
 	return &xi->iommu;
 }
 
+/* Unplugged, or in the hands of another domain. */
+static bool xen_iommu_is_gone(struct xen_iommu_dev *xdev)
+{
+	return xdev->error == -ENODEV || xdev->error == -ENOENT ||
+	       xdev->error == -EPERM;
+}
+
 static void xen_iommu_release_device(struct device *dev)
 {
 	struct xen_iommu_dev *xdev = dev_iommu_priv_get(dev);
@@ -1679,10 +1712,15 @@ static void xen_iommu_release_device(struct device *dev)
 	/*
 	 * Xen has been told of the removal before, if the device is unplugged:
 	 * it has taken the device out of its context, and knows it no more, so
-	 * that the core could not move it to the release domain.
+	 * that the core could not move it to the release domain. One that Xen
+	 * knows and has not moved makes its context unfit for further use.
 	 */
-	scoped_guard(mutex, &xdev->xi->mutex)
-		list_del_init(&xdev->list);
+	guard(mutex)(&xdev->xi->mutex);
+	if (xdev->dom && !xen_iommu_is_gone(xdev)) {
+		pci_warn(xdev->pdev, "stays in context %u\n", xdev->dom->ctx);
+		WRITE_ONCE(xdev->dom->stray, true);
+	}
+	list_del_init(&xdev->list);
 	dev_iommu_priv_set(dev, NULL);
 	kfree(xdev);
 }
@@ -2221,6 +2259,32 @@ static struct syscore xen_iommu_syscore = {
 	.ops = &xen_iommu_syscore_ops,
 };
 
+/*
+ * A device that a toolstack has lent to another domain comes back into the
+ * default context. The IOMMU core knows nothing of that: move it to where the
+ * core has it, before a driver does DMA.
+ */
+static int xen_iommu_bus_notify(struct notifier_block *nb, unsigned long action,
+				void *data)
+{
+	struct device *dev = data;
+	int ret;
+
+	if (action != BUS_NOTIFY_BIND_DRIVER || !dev->iommu ||
+	    dev->iommu->iommu_dev != &xen_iommu->iommu)
+		return NOTIFY_DONE;
+
+	ret = xen_iommu_restore(dev_iommu_priv_get(dev));
+	if (ret)
+		pci_warn(to_pci_dev(dev), "is not where it should be: error %d\n",
+			 ret);
+	return NOTIFY_OK;
+}
+
+static struct notifier_block xen_iommu_nb = {
+	.notifier_call = xen_iommu_bus_notify,
+};
+
 /* As early as other IOMMU drivers: before drivers bind to devices. */
 static int __init xen_iommu_init(void)
 {
@@ -2241,6 +2305,7 @@ static int __init xen_iommu_init(void)
 	xen_iommu_debugfs_init(xi);
 	xen_iommu_syscore.data = xi;
 	register_syscore(&xen_iommu_syscore);
+	bus_register_notifier(&pci_bus_type, &xen_iommu_nb);
 	pr_info("%u contexts, page sizes %#lx, capabilities %#x, %d-bit addresses\n",
 		xi->max_ctx, xi->pgsize_bitmap, xi->caps,
 		fls64(xi->max_iova));

@@ -71,6 +71,7 @@ static inline unsigned long pfn_to_gfn(unsigned long pfn)
  * @groups: attributes that were passed to that
  * @acs: ACS has been requested
  * @syscore: what has been registered
+ * @nb: what has been registered
  * @ops: what has been registered
  * @stats: data of the file in debugfs
  * @stats_fops: operations of that
@@ -101,6 +102,7 @@ struct xt_env {
 	const struct attribute_group **groups;
 	bool acs;
 	struct syscore *syscore;
+	struct notifier_block *nb;
 	const struct iommu_ops *ops;
 	void *stats;
 	const struct file_operations *stats_fops;
@@ -281,6 +283,7 @@ do {									\
 #define iommu_device_sysfs_remove xt_sysfs_remove
 #define pci_request_acs()			((void)(xt_env.acs = true))
 #define register_syscore(s)			((void)(xt_env.syscore = (s)))
+#define bus_register_notifier(bus, block)	((void)(xt_env.nb = (block)))
 #define bus_for_each_dev	xt_walk_devs
 #define dev_iommu_priv_set(dev, p)		((void)((dev)->iommu->priv = (p)))
 #define pci_domain_nr		xt_domain_nr

@@ -2204,6 +2204,61 @@ static void probe_finds_the_highest_segment(struct kunit *test)
 }
 
 /* Hot-unplug: Xen has heard of it before we do. */
+/* As if it had been in the hands of another domain. */
+static void xt_lend_dev(struct xt *xt, unsigned int i)
+{
+	struct sim_device *dev = sim_find_device(&xt->sim, 0, 0,
+						 xt->dev[i].pdev.devfn);
+
+	((struct sim_ctx *)xa_load(&xt->sim.contexts, dev->ctx))->nr_devices--;
+	dev->ctx = 0;
+	((struct sim_ctx *)xa_load(&xt->sim.contexts, 0))->nr_devices++;
+}
+
+static void bind_finds_device_where_it_should_be(struct kunit *test)
+{
+	struct xt *xt = xt_start(test, test->param_value);
+	struct iommu_domain *domain = xt_domain(xt);
+
+	xen_iommu = xt->xi;
+	KUNIT_EXPECT_EQ(test, xt_attach(xt, domain, 0), 0);
+	xt_lend_dev(xt, 0);
+	xen_iommu_bus_notify(NULL, BUS_NOTIFY_BOUND_DRIVER, xt->devp[0]);
+	KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), 0);
+	xen_iommu_bus_notify(NULL, BUS_NOTIFY_BIND_DRIVER, xt->devp[0]);
+	KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), xt_ctx(domain));
+	KUNIT_EXPECT_TRUE(test, list_is_singular(&to_xen_domain(domain)->devices));
+
+	/* The blocked domain is no less serious. */
+	KUNIT_EXPECT_EQ(test, xt_attach(xt, &xen_iommu_blocked_domain, 0), 0);
+	xt_lend_dev(xt, 0);
+	xen_iommu_bus_notify(NULL, BUS_NOTIFY_BIND_DRIVER, xt->devp[0]);
+	KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), xt->xi->blocked_ctx);
+	KUNIT_EXPECT_EQ(test, xt_warnings(), 0);
+
+	sim_add_fault(&xt->sim, IOMMU_reattach_device, 0, 1, -EPERM, 0);
+	xen_iommu_bus_notify(NULL, BUS_NOTIFY_BIND_DRIVER, xt->devp[0]);
+	KUNIT_EXPECT_EQ(test, xt_warnings(), 1);
+	xen_iommu = NULL;
+}
+
+/* Whoever gets the context next would share it with that device. */
+static void release_of_device_that_stays(struct kunit *test)
+{
+	struct xt *xt = xt_start(test, test->param_value);
+	struct iommu_domain *domain = xt_domain(xt);
+	u16 ctx = xt_ctx(domain);
+
+	KUNIT_EXPECT_EQ(test, xt_attach(xt, domain, 1), 0);
+	sim_add_fault(&xt->sim, IOMMU_reattach_device, 0, 1, -EBUSY, 0);
+	KUNIT_EXPECT_EQ(test, xt_attach(xt, &xen_iommu_blocked_domain, 1), -EBUSY);
+	xen_iommu_release_device(xt->devp[1]);
+	KUNIT_EXPECT_EQ(test, xt_warnings(), 1);
+	xt_free_domain(xt, domain);
+	KUNIT_EXPECT_EQ(test, xt->xi->nr_lost, 1);
+	KUNIT_EXPECT_NE(test, xt_ctx(xt_domain(xt)), ctx);
+}
+
 static void release_of_device_that_is_gone(struct kunit *test)
 {
 	struct xt *xt = xt_start(test, test->param_value);
@@ -3404,6 +3459,8 @@ static struct kunit_case xen_iommu_test_cases[] = {
 	KUNIT_CASE_PARAM(probe_refuses_devices_that_are_not_xens, conf_gen_params),
 	KUNIT_CASE(probe_finds_the_highest_segment),
 	KUNIT_CASE_PARAM(release_of_device_that_is_gone, conf_gen_params),
+	KUNIT_CASE_PARAM(release_of_device_that_stays, conf_gen_params),
+	KUNIT_CASE_PARAM(bind_finds_device_where_it_should_be, conf_gen_params),
 	KUNIT_CASE(reserved_regions_own_and_others),
 	KUNIT_CASE(reserved_regions_query_refused),
 	KUNIT_CASE(reserved_regions_that_grow),
