@@ -215,6 +215,13 @@ static int xt_walk_devs(const struct bus_type *bus, struct device *start,
 	return 0;
 }
 
+static int xt_register_notifier(const struct bus_type *bus,
+				struct notifier_block *nb)
+{
+	xt_env.nb = nb;
+	return 0;
+}
+
 static int xt_domain_nr(struct pci_bus *bus)
 {
 	return xt_env.segment;
@@ -283,7 +290,7 @@ do {									\
 #define iommu_device_sysfs_remove xt_sysfs_remove
 #define pci_request_acs()			((void)(xt_env.acs = true))
 #define register_syscore(s)			((void)(xt_env.syscore = (s)))
-#define bus_register_notifier(bus, block)	((void)(xt_env.nb = (block)))
+#define bus_register_notifier	xt_register_notifier
 #define bus_for_each_dev	xt_walk_devs
 #define dev_iommu_priv_set(dev, p)		((void)((dev)->iommu->priv = (p)))
 #define pci_domain_nr		xt_domain_nr

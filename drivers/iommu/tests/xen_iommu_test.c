@@ -2576,6 +2576,7 @@ static void initcalls_register_the_iommu(struct kunit *test)
 		KUNIT_EXPECT_EQ(test, xt_env.registered, 0);
 		KUNIT_EXPECT_EQ(test, xen_iommu_init(), 0);
 		KUNIT_EXPECT_EQ(test, xt_env.registered, 1);
+		KUNIT_EXPECT_PTR_EQ(test, xt_env.nb, &xen_iommu_nb);
 		KUNIT_EXPECT_EQ(test, xt_env.sysfs, 1);
 		KUNIT_EXPECT_PTR_EQ(test, xt_env.ops, &xen_iommu->ops);
 		KUNIT_EXPECT_PTR_EQ(test, xt_env.stats, xen_iommu);

@@ -59,6 +59,8 @@ def main():
     original = driver.read_text()
     mutations = read_mutations(HERE / "mutations.txt")
     chosen = [int(n) for n in args.numbers.split(",") if n] or range(1, len(mutations) + 1)
+    if not all(0 < n <= len(mutations) for n in chosen):
+        sys.exit(f"there are mutations 1 to {len(mutations)}")
     unnoticed = 0
     try:
         for i in chosen:
