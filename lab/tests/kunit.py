@@ -84,7 +84,7 @@ def kunit_debug(lab):
 
 def boot_debug(dom0):
     def case(lab):
-        booted(debug_lab(lab), f"boot-{dom0}-vtd-debug-kernel", dom0=dom0, iommu="vtd", timeout=1800,
+        booted(debug_lab(lab), f"debug-boot-{dom0}-vtd", dom0=dom0, iommu="vtd", timeout=1800,
                dom0_args="kunit.enable=0")
     return case
 
@@ -93,6 +93,6 @@ CASES = {"kunit": kunit}
 # A kernel of its own to build: only by name.
 EXTRA = {
     "debug-kunit": kunit_debug,
-    "boot-pvh-vtd-debug-kernel": boot_debug("pvh"),
-    "boot-pv-vtd-debug-kernel": boot_debug("pv"),
+    "debug-boot-pvh-vtd": boot_debug("pvh"),
+    "debug-boot-pv-vtd": boot_debug("pv"),
 }
