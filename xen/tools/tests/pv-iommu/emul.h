@@ -259,6 +259,7 @@ static bool iommu_snoop = true;
 #define PGT_writable_page 1
 static bool tlb_has_frame(unsigned long mfn, bool write);
 
+#define page_get_owner(pg) ((pg)->owner)
 static struct domain *page_get_owner_and_reference(struct page_info *pg)
 {
     if ( !pg->owner )
@@ -287,7 +288,7 @@ static void put_page_and_type(struct page_info *pg)
     put_page(pg);
 }
 
-/* P2M: identity, with holes and types. */
+/* P2M: identity, with holes and types, and one piece of MMIO. */
 typedef enum { p2m_invalid, p2m_ram_rw, p2m_ram_ro, p2m_map_foreign,
                p2m_grant_map_rw, p2m_grant_map_ro, p2m_mmio_direct } p2m_type_t;
 typedef enum { p2m_access_n, p2m_access_rw, p2m_access_rwx, p2m_access_w,
@@ -296,6 +297,10 @@ typedef enum { p2m_access_n, p2m_access_rw, p2m_access_rwx, p2m_access_w,
 #define p2m_get_hostp2m(d) (d)
 static p2m_type_t p2m_type[NR_PAGES];
 static int p2m_locks;
+static unsigned long p2m_mfn(unsigned long gfn)
+{
+    return gfn >= 1700 && gfn < 1710 ? 0x5008 + gfn - 1700 : gfn;
+}
 static mfn_t get_gfn_type_access(struct domain *d, unsigned long gfn,
                                  p2m_type_t *t, p2m_access_t *a,
                                  unsigned int q, unsigned int *order)
@@ -307,13 +312,17 @@ static mfn_t get_gfn_type_access(struct domain *d, unsigned long gfn,
     *t = gfn < NR_PAGES ? p2m_type[gfn] : p2m_invalid;
     if ( *t == p2m_ram_rw && gfn < 1024 )
         *order = 9;
-    return *t == p2m_invalid ? INVALID_MFN : _mfn(gfn);
+    if ( *t == p2m_mmio_direct )
+        *order = 1;
+    return *t == p2m_invalid ? INVALID_MFN : _mfn(p2m_mfn(gfn));
 }
 #define put_gfn(d, g) ((void)(g), p2m_locks--)
 
 static void *mmio_ro_ranges __attribute__((unused));
 #define MMIO_RO(s, e) ((s) <= 0x5010 && (e) >= 0x5010)
-#define iomem_access_permitted(d, s, e) ((s) >= 0x5000 && (e) < 0x5100)
+/* As for the hardware domain, to which RAM is not denied. */
+#define iomem_access_permitted(d, s, e)                                    \
+    ((e) < FIRST_HEAP || ((s) >= 0x5000 && (e) < 0x5100))
 #define rangeset_overlaps_range(r, s, e) MMIO_RO(s, e)
 #define rangeset_contains_singleton(r, s) MMIO_RO(s, s)
 
@@ -395,8 +404,6 @@ static struct pci_dev *pci_get_pdev(struct domain *d, pci_sbdf_t sbdf)
 #define for_each_pdev(d, p) for ( p = (d)->pdevs; p; p = p->next )
 
 static bool iommu_enabled = true;
-static enum { iommu_intremap_off, iommu_intremap_full } iommu_intremap =
-    iommu_intremap_full;
 #define IOMMU_FLUSHF_added 1
 #define IOMMU_FLUSHF_modified 2
 #define IOMMU_FLUSHF_all 4

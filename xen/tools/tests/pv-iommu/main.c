@@ -267,6 +267,9 @@ static int model_gfn(unsigned long gfn, unsigned int prot)
             return -ENOENT;
         if ( write && (t == p2m_ram_ro || t == p2m_grant_map_ro) )
             return -EPERM;
+        if ( t == p2m_mmio_direct )
+            return p2m_mfn(gfn) == gfn || (write && p2m_mfn(gfn) == 0x5010)
+                   ? -EPERM : 0;
         if ( frame_table[gfn].owner == &domU && t != p2m_map_foreign &&
              t != p2m_grant_map_rw && t != p2m_grant_map_ro )
             return -EPERM;
@@ -316,6 +319,8 @@ static void verify(void)
             assert((hwpte & 3) == prot);
             if ( prot )
             {
+                if ( dom0.translated )
+                    gfn = p2m_mfn(gfn);
                 assert(hwpte >> 12 == gfn);
                 if ( gfn < NR_PAGES )
                 {
@@ -715,6 +720,9 @@ static void run_case(bool translated, int format, unsigned int order,
         }
         if ( i >= 1500 && i < 1504 )
             p2m_type[i] = p2m_ram_ro;
+        /* RAM among it must not be taken for MMIO. */
+        if ( i >= 1690 && i < 1712 )
+            p2m_type[i] = p2m_mmio_direct;
     }
 
     hw_init(&hw);

@@ -393,6 +393,12 @@ static void put_frames(mfn_t mfn, unsigned long nr, uint64_t pte)
             put_page(pg);
 }
 
+/* Not RAM, for which a reference would be needed. */
+static bool is_mmio(mfn_t mfn)
+{
+    return !mfn_valid(mfn) || page_get_owner(mfn_to_page(mfn)) == dom_io;
+}
+
 /* MMIO: no references, but permission is needed. */
 static long get_mmio(const struct domain *d, mfn_t mfn, unsigned long nr,
                      bool write)
@@ -537,14 +543,12 @@ static long get_run(struct domain *d, unsigned long gfn, unsigned long nr,
         unsigned long max = 1;
 
         /* Don't extend into what is not MMIO. */
-        if ( translate )
-            max = nr;
-        else
-            while ( max < nr && !mfn_valid(mfn_add(*mfn, max)) &&
-                    !((gfn + max) >> (paddr_bits - PAGE_SHIFT)) )
-                max++;
+        while ( max < nr && is_mmio(mfn_add(*mfn, max)) &&
+                !(mfn_x(mfn_add(*mfn, max)) >> (paddr_bits - PAGE_SHIFT)) )
+            max++;
 
-        rc = get_mmio(d, *mfn, max, write);
+        /* The P2M has pages of Xen's as MMIO, too, e.g. a virtual APIC's. */
+        rc = is_mmio(*mfn) ? get_mmio(d, *mfn, max, write) : -EPERM;
         if ( rc > 0 )
             i = rc;
         *pte |= hw.sw_noref;
@@ -907,19 +911,17 @@ static int flush_deferred(struct pv_iommu_ctx *ctx)
 /* Remember a dead range for flush_deferred(). False if there is no room. */
 static bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
 {
-    bool ok = true;
-    unsigned int last;
+    bool ok;
 
     spin_lock(&ctx->lock);
 
-    last = (ctx->def_tail - 1) % PV_IOMMU_NR_DEFERRED;
-    if ( ctx->def_tail - ctx->def_head == PV_IOMMU_NR_DEFERRED )
-        ok = false;
-    else
+    ok = ctx->def_tail - ctx->def_head < PV_IOMMU_NR_DEFERRED;
+    if ( ok )
     {
-        last = ctx->def_tail++ % PV_IOMMU_NR_DEFERRED;
-        ctx->deferred[last].dfn = dfn;
-        ctx->deferred[last].nr = nr;
+        unsigned int idx = ctx->def_tail++ % PV_IOMMU_NR_DEFERRED;
+
+        ctx->deferred[idx].dfn = dfn;
+        ctx->deferred[idx].nr = nr;
     }
 
     spin_unlock(&ctx->lock);
@@ -1372,7 +1374,7 @@ static int op_query(struct domain *d, const struct pv_iommu *pv,
     if ( !hwdom_block || !is_hardware_domain(d) )
         cap.cap_flags |= IOMMUCAP_default_identity;
     cap.cap_flags |= IOMMUCAP_identity;
-    if ( iommu_intremap != iommu_intremap_off )
+    if ( hw.isolated_msi )
         cap.cap_flags |= IOMMUCAP_isolated_msi;
     cap.pgsize_mask = hw.page_sizes;
     cap.max_ctx_no = pv ? pv->max_ctx : 0;
@@ -2425,7 +2427,10 @@ void __hwdom_init pv_iommu_hwdom_init(struct domain *d)
     for_each_pdev ( d, pdev )
     {
         rc = attach_functions(pdev);
-        if ( rc && rc != -ENODEV )
+        if ( rc == -ENODEV )
+            printk(XENLOG_WARNING "%pp: not behind an IOMMU, DMA not blocked\n",
+                   &pdev->sbdf);
+        else if ( rc )
             panic("Cannot block DMA of %pp: %d\n", &pdev->sbdf, rc);
     }
 

@@ -36,6 +36,8 @@ struct pv_iommu_hw {
     unsigned long page_sizes;
     /* A new entry must be flushed for the hardware to see it. */
     bool flush_added;
+    /* A device can only send the interrupts that were set up for it. */
+    bool isolated_msi;
 };
 
 #define PV_IOMMU_NR_DEFERRED 256
