@@ -241,6 +241,16 @@ static long call(unsigned int op, void *arg)
     return ret;
 }
 
+/* Does a mapping of this frame need a reference to its type? */
+static bool typed(unsigned long gfn, unsigned int prot)
+{
+    p2m_type_t t = p2m_type[gfn];
+
+    return (prot & IOMMU_MAP_writeable) &&
+           (!dom0.translated || t == p2m_map_foreign ||
+            t == p2m_grant_map_rw || t == p2m_grant_map_ro);
+}
+
 /* 0, or the error for mapping this frame. */
 static int model_gfn(unsigned long gfn, unsigned int prot)
 {
@@ -274,7 +284,7 @@ static int model_gfn(unsigned long gfn, unsigned int prot)
              t != p2m_grant_map_rw && t != p2m_grant_map_ro )
             return -EPERM;
     }
-    return write && frame_table[gfn].other_type ? -EPERM : 0;
+    return typed(gfn, prot) && frame_table[gfn].other_type ? -EPERM : 0;
 }
 
 static bool reserved(unsigned long dfn)
@@ -325,7 +335,7 @@ static void verify(void)
                 if ( gfn < NR_PAGES )
                 {
                     count[gfn]++;
-                    writable[gfn] += !!(prot & 2);
+                    writable[gfn] += typed(gfn, prot);
                 }
             }
         }

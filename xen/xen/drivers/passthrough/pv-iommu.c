@@ -66,7 +66,8 @@ bool __hwdom_initdata opt_pv_iommu_no_dma;
 
 /*
  * For testing callers: behave like the drafts, as of v7, do. Only what doesn't
- * put Xen in danger.
+ * put Xen in danger. Calls are continued after each page, as there on nearly
+ * every one.
  */
 #ifdef CONFIG_PV_IOMMU_QUIRKS
 static bool __read_mostly opt_drafts;
@@ -416,8 +417,7 @@ static long get_mmio(const struct domain *d, mfn_t mfn, unsigned long nr,
     return -EPERM;
 }
 
-/* The type reference keeps page and descriptor tables out of reach. */
-static int get_frame(const struct domain *d, struct page_info *pg, bool write,
+static int get_frame(const struct domain *d, struct page_info *pg, bool typed,
                      bool foreign)
 {
     /* Unlike get_page() this does not log what a caller asked for in vain. */
@@ -438,7 +438,7 @@ static int get_frame(const struct domain *d, struct page_info *pg, bool write,
         }
     }
 
-    if ( write && !get_page_type(pg, PGT_writable_page) )
+    if ( typed && !get_page_type(pg, PGT_writable_page) )
     {
         put_page(pg);
         return -EPERM;
@@ -456,9 +456,8 @@ static long get_run(struct domain *d, unsigned long gfn, unsigned long nr,
 {
     unsigned long i = 0;
     bool translate = paging_mode_translate(d), foreign = false, mmio = false;
+    bool typed;
     long rc = 0;
-
-    *pte = write ? hw.sw_write : 0;
 
     if ( translate )
     {
@@ -517,13 +516,20 @@ static long get_run(struct domain *d, unsigned long gfn, unsigned long nr,
         foreign = is_hardware_domain(d) && is_control_domain(d);
     }
 
+    /*
+     * The type reference keeps page and descriptor tables out of reach.  A
+     * translated domain's own pages are never any.
+     */
+    typed = write && (!translate || foreign);
+    *pte = typed ? hw.sw_write : 0;
+
     if ( !rc && !mmio )
     {
         for ( ; i < nr; i++ )
         {
             mfn_t m = mfn_add(*mfn, i);
 
-            rc = mfn_valid(m) ? get_frame(d, mfn_to_page(m), write, foreign)
+            rc = mfn_valid(m) ? get_frame(d, mfn_to_page(m), typed, foreign)
                               : -EXDEV;
             if ( rc )
                 break;
@@ -1819,13 +1825,15 @@ static int map_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
         unsigned long cur = dfn + *done, n, part;
 
         n = min(nr - *done, PT_ENTRIES - (cur & (PT_ENTRIES - 1)));
+        if ( opt_drafts )
+            n = 1;
         rc = map_chunk(ctx, cur, gfn + *done, n, flags, &part);
         *done += part;
         if ( rc && rc != -ERESTART )
             break;
 
         if ( !(*done & ((1UL << order) - 1)) &&
-             (rc || (*done < nr && hypercall_preempt_check())) )
+             (rc || (*done < nr && (opt_drafts || hypercall_preempt_check()))) )
             return -ERESTART;
         rc = 0;
     }
@@ -1872,6 +1880,12 @@ static int op_map(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
     {
         op.pgsize = PAGE_SIZE_4K;
         op.map_flags &= IOMMU_MAP_readable | IOMMU_MAP_writeable;
+        /* What nobody can access cannot be unmapped, either. */
+        if ( !op.map_flags )
+        {
+            op.mapped += op.nr_pages;
+            return __copy_to_guest(arg, &op, 1) ? -EFAULT : 0;
+        }
     }
 
     order = pgsize_order(op.pgsize);
@@ -1939,11 +1953,13 @@ static int check_mapped(struct pv_iommu_ctx *ctx, unsigned long dfn,
         struct page_info *pg;
         uint64_t *tbl;
 
-        rc = ctx->dying ? -EINVAL : find_table(ctx, dfn + i, &level, false, &pg);
+        rc = ctx->dying ? -EINVAL
+                        : find_table(ctx, dfn + i, &level, false, &pg);
         if ( rc )
             break;
         tbl = __map_domain_page(pg);
-        for ( idx = pt_index(dfn + i, level); idx < PT_ENTRIES && i < nr; idx++ )
+        for ( idx = pt_index(dfn + i, level);
+              idx < PT_ENTRIES && i < nr; idx++ )
         {
             if ( !(tbl[idx] & hw.present) )
                 rc = -ENOENT;
@@ -1978,7 +1994,8 @@ static int unmap_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
     {
         unsigned long cur = dfn + *done, n, part = 0;
 
-        if ( *done >= batch || (*done && hypercall_preempt_check()) )
+        if ( *done >= batch ||
+             (*done && (opt_drafts || hypercall_preempt_check())) )
             return -ERESTART;
 
         if ( order )
@@ -1988,6 +2005,8 @@ static int unmap_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
         }
         else
             n = min(nr - *done, PT_ENTRIES - (cur & (PT_ENTRIES - 1)));
+        if ( opt_drafts )
+            n = 1;
 
         if ( !rc )
             rc = kill_frames(ctx, cur, n, &part, splits);
@@ -2055,7 +2074,7 @@ static int op_unmap(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
         if ( ret && (!rc || rc == -ERESTART) )
             rc = ret;
         if ( rc == -ERESTART )
-            preempted = hypercall_preempt_check();
+            preempted = opt_drafts || hypercall_preempt_check();
     } while ( rc == -ERESTART && !preempted );
 
     if ( rc == -ERESTART )
@@ -2441,10 +2460,10 @@ void __hwdom_init pv_iommu_hwdom_init(struct domain *d)
 
 void pv_iommu_dump(const struct domain *d)
 {
-    const struct pv_iommu *pv = dom_iommu(d)->pv;
+    struct pv_iommu *pv = dom_iommu(d)->pv;
     unsigned int no;
 
-    if ( !pv )
+    if ( !pv || d->is_dying )
         return;
 
     printk("%pd PV-IOMMU: %u of %u contexts, %lu of %lu pages free\n",
@@ -2452,7 +2471,7 @@ void pv_iommu_dump(const struct domain *d)
 
     for ( no = 1; no <= pv->max_ctx; no++ )
     {
-        const struct pv_iommu_ctx *ctx = pv->ctx[no];
+        struct pv_iommu_ctx *ctx = ctx_get(pv, no, true);
 
         if ( !ctx )
             continue;
@@ -2464,6 +2483,8 @@ void pv_iommu_dump(const struct domain *d)
                    no, ctx->domid, ctx->nr_devs, ctx->nr_frames,
                    ctx->nr_tables, ctx->nr_empty, ctx->nr_stale, ctx->nr_spare,
                    ctx->def_tail - ctx->def_head, ctx->dying ? ", dying" : "");
+
+        ctx_put(ctx);
     }
 }
 
