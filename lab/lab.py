@@ -70,6 +70,11 @@ class Lab:
     def debug_xen(self):
         return self.build_xen(flavour="debug", fragments=("xen-debug.config",))
 
+    @cached_property
+    def drafts_xen(self):
+        """With the oddities that the drafts of the interface had; they are chosen by pv-iommu=drafts."""
+        return self.build_xen(flavour="drafts", fragments=("xen-debug.config", "xen-drafts.config"))
+
     def build_xen(self, stock=False, **kw):
         with build.lock():
             build.check_place()
@@ -80,6 +85,7 @@ class Lab:
         """Boot one machine; `settings` replace the user's."""
         chosen = replace(self.settings, **settings)
         image = {"ours": lambda: self.xen, "stock": lambda: self.stock_xen, "debug": lambda: self.debug_xen,
+                 "drafts": lambda: self.drafts_xen,
                  None: lambda: None}[xen]()
         kernel, initrd = self.kernel.image, self.initrd
         if show:

@@ -35,6 +35,12 @@ CASES = {
     "boot-pvh-amd": works("pvh", "amd"),
     "boot-pv-amd": works("pv", "amd"),
     "boot-pvh-vtd-debug-xen": works("pvh", "vtd", "-debug-xen", xen="debug"),
+    # The hypercall without the driver: all of it, and random calls, on a Xen with its assertions. The devices
+    # must work afterwards.
+    "fuzz-pvh-vtd": works("pvh", "vtd", "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
+                          env={"LAB_TESTS": "'hypercall disk-read disk-write edu-dma'", "LAB_IOMMU": "none"}),
+    "fuzz-pv-amd": works("pv", "amd", "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
+                         env={"LAB_TESTS": "'hypercall disk-read disk-write edu-dma'", "LAB_IOMMU": "none"}),
     # VFIO programs: an NVMe driver in userspace.
     "vfio-pvh-vtd": works("pvh", "vtd", "-vfio", env={"LAB_TESTS": "vfio-nvme", "LAB_MAPPINGS": 20000}),
     **dict((
@@ -53,9 +59,4 @@ EXTRA = {
     # A device must be stopped in time, nothing may be left behind.
     "stress-pvh-vtd": works("pvh", "vtd", "-stress", env={"LAB_TESTS": "'hammer cycles'"}),
     "vfio-pv-vtd": works("pv", "vtd", "-vfio", env={"LAB_TESTS": "vfio-nvme", "LAB_MAPPINGS": 20000}),
-    # The hypercall without the driver: all of it, and random calls, on a Xen with its assertions.
-    "fuzz-pvh-vtd": works("pvh", "vtd", "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
-                          env={"LAB_TESTS": "hypercall", "LAB_IOMMU": "none"}),
-    "fuzz-pv-amd": works("pv", "amd", "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
-                         env={"LAB_TESTS": "hypercall", "LAB_IOMMU": "none"}),
 }

@@ -4,6 +4,7 @@
  * /dev/xen/privcmd, with no IOMMU driver in between. KTAP on stdout.
  *
  * usage: hypercall [-s seed] [-n fuzz calls per thread] [-t threads] [-c cycles]
+ *        hypercall -q          print the capabilities
  *
  * The frames that are mapped do not belong to Linux: they are allocated from Xen
  * and given back at the end, so that a lost page reference shows in the count
@@ -25,6 +26,8 @@
 #include <unistd.h>
 
 #define MEMORY_OP		12
+#define GRANT_TABLE_OP		20
+#define MMUEXT_OP		26
 #define SYSCTL			35
 #define DOMCTL			36
 #define IOMMU_OP		43
@@ -37,6 +40,14 @@ struct privcmd_hypercall {
 };
 
 #define IOCTL_PRIVCMD_HYPERCALL	_IOC(_IOC_NONE, 'P', 0, sizeof(struct privcmd_hypercall))
+
+struct privcmd_mmap_resource {
+	uint16_t dom;
+	uint32_t type, id, idx;
+	uint64_t num, addr;
+};
+
+#define IOCTL_PRIVCMD_MMAP_RESOURCE	_IOC(_IOC_NONE, 'P', 7, sizeof(struct privcmd_mmap_resource))
 
 /* The ABI, written down a second time on purpose. */
 enum {
@@ -82,15 +93,22 @@ static uint64_t frame[NR_FRAMES];
 static bool pv;
 static struct reattach edu;
 static bool have_edu;
+static uint64_t edu_bar;
 static unsigned int test_nr, failed;
 static bool case_failed;
 
-static long hypercall(unsigned int op, unsigned long a0, unsigned long a1)
+static long hypercall4(unsigned int op, unsigned long a0, unsigned long a1, unsigned long a2,
+		       unsigned long a3)
 {
-	struct privcmd_hypercall call = { .op = op, .arg = { a0, a1 } };
+	struct privcmd_hypercall call = { .op = op, .arg = { a0, a1, a2, a3 } };
 	int ret = ioctl(privcmd, IOCTL_PRIVCMD_HYPERCALL, &call);
 
 	return ret < 0 ? -errno : ret;
+}
+
+static long hypercall(unsigned int op, unsigned long a0, unsigned long a1)
+{
+	return hypercall4(op, a0, a1, 0, 0);
 }
 
 static long iommu(unsigned int subop, void *arg)
@@ -595,7 +613,121 @@ static void test_page_leaves(void)
 	report("page_leaves");
 }
 
-/* A device that goes to another domain, as toolstacks do it, and comes back. */
+/* An exchange takes no page that a context maps. */
+static long exchange(uint64_t *in, uint64_t *out)
+{
+	struct {
+		struct reservation in, out;
+		unsigned long done;
+	} op = {
+		.in = { in, 1, 0, 0, DOMID_SELF },
+		.out = { out, 1, 0, 0, DOMID_SELF },
+	};
+
+	return hypercall(MEMORY_OP, 11, (unsigned long)&op);
+}
+
+static void test_page_exchanged(void)
+{
+	uint64_t one = 1ul << 25, out = one;
+	struct reservation r = { .extents = &one, .nr = 1, .domid = DOMID_SELF };
+	int ctx = new_ctx(0);
+	unsigned int done;
+	long pages;
+
+	want_eq(hypercall(MEMORY_OP, pv ? 0 : 6, (unsigned long)&r), 1);
+	pages = current_pages();
+	want_eq(map(ctx, 0, one, 1, RD, SZ_4K, &done), 0);
+	want(exchange(&one, &out) < 0, "a mapped page was taken");
+	want_eq(current_pages(), pages);
+	want_eq(unmap(ctx, 0, 1, 0, SZ_4K, &done), 0);
+	/* It was the context's reference that was in the way. A PVH domain can never do it. */
+	want_eq(exchange(&one, &out), pv ? 0 : -EOPNOTSUPP);
+	if (pv && !case_failed) {
+		want(out != one, "%#lx", (long)out);
+		one = out;
+	}
+	want_eq(current_pages(), pages);
+	want_eq(hypercall(MEMORY_OP, 1, (unsigned long)&r), 1);
+	want_eq(free_ctx(ctx, 0), 0);
+	report("page_exchanged");
+}
+
+/* PV: a page table can never be written by a device, nor what a device can write become one. */
+static long pin(unsigned int cmd, uint64_t mfn)
+{
+	struct {
+		uint32_t cmd;
+		uint64_t mfn, arg2;
+	} op = { .cmd = cmd, .mfn = mfn };
+
+	return hypercall4(MMUEXT_OP, (unsigned long)&op, 1, 0, DOMID_SELF);
+}
+
+#define PIN_L1		0
+#define UNPIN		4
+
+static void test_page_table(void)
+{
+	int ctx = new_ctx(0);
+	unsigned int done;
+
+	if (!pv) {
+		free_ctx(ctx, 0);
+		printf("ok %u page_table # SKIP only PV has page types\n", ++test_nr);
+		return;
+	}
+	want_eq(map(ctx, 0, frame[0], 8, RD | WR, SZ_4K, &done), 0);
+	want(pin(PIN_L1, frame[1]) < 0, "writable by DMA and a page table");
+	/* Deferred: the device may still write to it. */
+	want_eq(unmap(ctx, 0, 8, UNMAP_NO_FLUSH, SZ_4K, &done), 0);
+	if (caps.flags & CAP_DEFERRED_UNMAP)
+		want(pin(PIN_L1, frame[1]) < 0, "writable by DMA and a page table");
+	want_eq(iommu(FLUSH, &(struct flush){ ctx, 0, SZ_4K, 8 }), 0);
+	want_eq(pin(PIN_L1, frame[1]), 0);
+	want_eq(map(ctx, 0, frame[0], 8, RD | WR, SZ_4K, &done), -EPERM);
+	want_eq(done, 1);
+	want_eq(map(ctx, 512, frame[0], 1, RD | WR, SZ_2M, &done), -EPERM);
+	want_eq(done, 0);
+	want_eq(map(ctx, 1, frame[1], 1, RD, SZ_4K, &done), 0);
+	want_eq(pin(UNPIN, frame[1]), 0);
+	want_eq(map(ctx, 2, frame[1], 1, RD | WR, SZ_4K, &done), 0);
+	want_eq(unmap(ctx, 0, 3, 0, SZ_4K, &done), 0);
+	want_eq(free_ctx(ctx, 0), 0);
+	report("page_table");
+}
+
+/* Devices' registers may be mapped, those of interrupt controllers and IOMMUs may not. */
+static bool mmio_refused(int ctx, uint64_t gfn)
+{
+	unsigned int done;
+	/* A PV dom0 may read its I/O APICs. */
+	long ret = map(ctx, 0, gfn, 1, RD | WR, SZ_4K, &done);
+
+	if (!ret)
+		unmap(ctx, 0, 1, 0, SZ_4K, &done);
+	/* Nothing may be there in PVH. */
+	return ret == -EPERM || (ret == -ENOENT && !pv);
+}
+
+static void test_mmio(void)
+{
+	int ctx = new_ctx(0);
+	unsigned int done;
+
+	want(mmio_refused(ctx, 0xfee00), "local APIC");
+	want(mmio_refused(ctx, 0xfec00), "I/O APIC");
+	/* Where QEMU has the one of VT-d, and the one of AMD. */
+	want(mmio_refused(ctx, 0xfed90) || mmio_refused(ctx, 0xfed80), "IOMMU");
+	if (edu_bar) {
+		want_eq(map(ctx, 0x100, edu_bar >> 12, 16, RD | WR, SZ_4K, &done), 0);
+		want_eq(unmap(ctx, 0x100, 16, 0, SZ_4K, &done), 0);
+	}
+	want_eq(free_ctx(ctx, 0), 0);
+	report("mmio");
+}
+
+/* Another domain, as toolstacks make it. */
 
 struct domctl {
 	uint32_t cmd, version;
@@ -611,6 +743,7 @@ struct domctl {
 		struct {
 			uint32_t dev, flags, sbdf;
 		} assign;
+		uint64_t max_kb;
 		uint8_t room[128];
 	};
 };
@@ -646,6 +779,114 @@ static long new_domain(void)
 	return ret ?: domctl_op.domid;
 }
 
+/* A grant that is read-only stays so, and a frame outlives its grant only as long as it is mapped. */
+
+struct grant_map {
+	uint64_t host_addr;
+	uint32_t flags, ref;
+	uint16_t dom;
+	int16_t status;
+	uint32_t handle;
+	uint64_t bus_addr;
+};
+
+struct grant_unmap {
+	uint64_t host_addr, bus_addr;
+	uint32_t handle;
+	int16_t status;
+};
+
+#define GRANT_HOST_MAP	2
+#define GRANT_READONLY	4
+
+static long map_grant(unsigned int dom, unsigned int ref, uint64_t gfn, unsigned int flags,
+		      uint32_t *handle)
+{
+	struct grant_map op = {
+		.host_addr = gfn << 12, .flags = GRANT_HOST_MAP | flags, .ref = ref, .dom = dom,
+	};
+	long ret = hypercall4(GRANT_TABLE_OP, 0, (unsigned long)&op, 1, 0);
+
+	*handle = op.handle;
+	return ret ?: op.status;
+}
+
+static long unmap_grant(uint64_t gfn, uint32_t handle)
+{
+	struct grant_unmap op = { .host_addr = gfn << 12, .handle = handle };
+	long ret = hypercall4(GRANT_TABLE_OP, 1, (unsigned long)&op, 1, 0);
+
+	return ret ?: op.status;
+}
+
+/* The first frame of a domain's grant table. */
+static void *grant_table(unsigned int dom)
+{
+	struct privcmd_mmap_resource res = { .dom = dom, .type = 1, .num = 1 };
+	void *table = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, privcmd, 0);
+
+	if (table == MAP_FAILED)
+		return NULL;
+	res.addr = (unsigned long)table;
+	return ioctl(privcmd, IOCTL_PRIVCMD_MMAP_RESOURCE, &res) ? NULL : table;
+}
+
+static void test_grants(void)
+{
+	struct { uint16_t flags, domid; uint32_t frame; } volatile *table;
+	uint64_t mfn = 0, gfn = 1ul << 26;
+	struct reservation r = { .extents = &mfn, .nr = 1 };
+	int ctx = new_ctx(0);
+	unsigned int done;
+	uint32_t handle[2];
+	long dom;
+
+	/* A PV domain's mappings are page table entries, which Linux has to make. */
+	if (pv) {
+		free_ctx(ctx, 0);
+		printf("ok %u grants # SKIP not in PV\n", ++test_nr);
+		return;
+	}
+	dom = new_domain();
+	want(dom > 0, "%ld", dom);
+	memset(&domctl_op, 0, sizeof(domctl_op));
+	domctl_op.max_kb = 1024;
+	want_eq(domctl(11, dom), 0);
+	r.domid = dom;
+	want_eq(hypercall(MEMORY_OP, 6, (unsigned long)&r), 1);
+	table = grant_table(dom);
+	want(table, "%d", errno);
+	if (case_failed)
+		goto out;
+	for (int ref = 8; ref < 10; ref++) {
+		table[ref].domid = 0;
+		table[ref].frame = mfn;
+		__sync_synchronize();
+		table[ref].flags = ref == 8 ? 1 | 4 : 1;
+	}
+
+	want_eq(map_grant(dom, 8, gfn, GRANT_READONLY, &handle[0]), 0);
+	want_eq(map_grant(dom, 9, gfn + 1, 0, &handle[1]), 0);
+	want_eq(map(ctx, 0, gfn, 1, RD | WR, SZ_4K, &done), -EPERM);
+	want_eq(map(ctx, 0, gfn, 1, WR, SZ_4K, &done), -EPERM);
+	want_eq(map(ctx, 0, gfn, 1, RD, SZ_4K, &done), 0);
+	want_eq(map(ctx, 1, gfn + 1, 1, RD | WR, SZ_4K, &done), 0);
+	want_eq(unmap_grant(gfn, handle[0]), 0);
+	want_eq(unmap_grant(gfn + 1, handle[1]), 0);
+	want_eq(table[8].flags & 0x18, 0);
+	want_eq(map(ctx, 2, gfn, 1, RD, SZ_4K, &done), -ENOENT);
+	want_eq(map(ctx, 2, gfn + 1, 1, RD, SZ_4K, &done), -ENOENT);
+out:
+	if (table)
+		munmap((void *)table, 4096);
+	/* The domain dies, its page must not before it is unmapped. */
+	want_eq(domctl(2, dom), 0);
+	want_eq(unmap(ctx, 0, 2, 0, SZ_4K, &done), 0);
+	want_eq(free_ctx(ctx, 0), 0);
+	report("grants");
+}
+
+/* A device that goes to another domain and comes back. */
 static void test_passthrough(void)
 {
 	unsigned int done;
@@ -864,6 +1105,19 @@ static void test_fuzz(unsigned int threads, uint64_t seed)
 
 /* edu: QEMU's device for learning, with a DMA engine */
 
+static uint64_t number_in(const char *path)
+{
+	FILE *file = fopen(path, "r");
+	char val[64] = "";
+
+	if (!file)
+		return 0;
+	if (!fgets(val, sizeof(val), file))
+		val[0] = '\0';
+	fclose(file);
+	return strtoull(val, NULL, 16);
+}
+
 static void find_edu(void)
 {
 	DIR *dir = opendir("/sys/bus/pci/devices");
@@ -871,24 +1125,20 @@ static void find_edu(void)
 
 	while (dir && (e = readdir(dir))) {
 		unsigned int seg, bus, dev, fn, id[2] = {};
-		char path[300], val[16];
+		char path[300];
 
 		if (sscanf(e->d_name, "%x:%x:%x.%x", &seg, &bus, &dev, &fn) != 4)
 			continue;
 		for (int i = 0; i < 2; i++) {
-			FILE *file;
-
 			snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/%s", e->d_name,
 				 i ? "device" : "vendor");
-			file = fopen(path, "r");
-			if (file && fgets(val, sizeof(val), file))
-				id[i] = strtoul(val, NULL, 16);
-			if (file)
-				fclose(file);
+			id[i] = number_in(path);
 		}
 		if (id[0] == 0x1234 && id[1] == 0x11e8) {
 			edu = (struct reattach){ .seg = seg, .bus = bus, .devfn = dev << 3 | fn };
 			have_edu = true;
+			snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/resource", e->d_name);
+			edu_bar = number_in(path);
 			printf("# edu is %s\n", e->d_name);
 		}
 	}
@@ -902,25 +1152,33 @@ int main(int argc, char **argv)
 	unsigned int threads = 2, cycles = 10000;
 	long pages, free_before;
 	char type[16] = "";
+	bool query = false;
 	FILE *file;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "s:n:t:c:")) != -1) {
+	while ((opt = getopt(argc, argv, "s:n:t:c:q")) != -1) {
 		switch (opt) {
 		case 's': seed = strtoull(optarg, NULL, 0); break;
 		case 'n': fuzz_calls = strtoul(optarg, NULL, 0); break;
 		case 't': threads = strtoul(optarg, NULL, 0); break;
 		case 'c': cycles = strtoul(optarg, NULL, 0); break;
+		case 'q': query = true; break;
 		default: return 2;
 		}
+	}
+
+	mlockall(MCL_CURRENT | MCL_FUTURE);
+	privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
+	if (query) {
+		if (privcmd < 0 || iommu(QUERY, &caps))
+			return 1;
+		printf("%#x\n", caps.flags);
+		return 0;
 	}
 
 	setlinebuf(stdout);
 	printf("KTAP version 1\n");
 	printf("# seed %lu (-s)\n", (long)seed);
-	mlockall(MCL_CURRENT | MCL_FUTURE);
-
-	privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
 	if (privcmd < 0 || iommu(NOOP, NULL)) {
 		printf("1..0 # SKIP no hypervisor with PV-IOMMU\n");
 		return 4;
@@ -930,7 +1188,7 @@ int main(int argc, char **argv)
 		return 1;
 	pv = !strncmp(type, "PV\n", 3);
 
-	printf("1..13\n");
+	printf("1..17\n");
 	find_edu();
 	pages = current_pages();
 	if (get_frames())
@@ -946,6 +1204,10 @@ int main(int argc, char **argv)
 	test_runs();
 	test_devices();
 	test_page_leaves();
+	test_page_exchanged();
+	test_page_table();
+	test_mmio();
+	test_grants();
 	test_passthrough();
 	test_cycles(cycles);
 	test_fuzz(threads, seed);

@@ -1304,6 +1304,26 @@ static const struct edu_case claim_cases[] = {
 	{ }
 };
 
+/* Whatever the device asks for, the page stays out of its reach; the log shows that it asked. */
+static int default_is_blocked(struct edu_test *t)
+{
+	struct page *page = test_page(t);
+
+	expect(t, page, "no memory");
+	if (!device_reaches(untranslated(page)))
+		skip(t, "beyond the device's dma_mask");
+	must(t, write_blocked(t, untranslated(page), page));
+	note(t, "blocked read %#llx", (u64)untranslated(t->src));
+	must(t, edu_fetch(t->edu, untranslated(t->src), XFER_BLOCKED));
+	edu_after_fault(t);
+	return write_blocked(t, untranslated(page), page);
+}
+
+static const struct edu_case blocked_cases[] = {
+	{ "default_is_blocked", default_is_blocked },
+	{ }
+};
+
 static const struct edu_case release_cases[] = {
 	{ "dma_api_after_release", dma_streaming },
 	{ }
@@ -1369,6 +1389,7 @@ static const struct edu_suite {
 	unsigned long count;
 } suites[] = {
 	{ "dma", run_dma, dma_cases },
+	{ "blocked", run_dma, blocked_cases },
 	{ "iommu", run_iommu, iommu_cases },
 	{ "hammer", run_iommu, hammer_cases, 50 },
 	{ "cycles", run_iommu, cycle_cases, 10000 },

@@ -5,6 +5,7 @@
  *   xen-dmesg        what is in the ring
  *   xen-dmesg -e     the index of its end
  *   xen-dmesg INDEX  what came after that index
+ *   xen-dmesg -k KEYS  press debug keys; what they print comes after the present end
  *
  * A stand-in for "xl dmesg" that needs none of Xen's libraries.
  */
@@ -29,8 +30,9 @@ struct privcmd_hypercall {
 
 #define HYPERVISOR_SYSCTL 35
 #define SYSCTL_READCONSOLE 1
+#define SYSCTL_DEBUG_KEYS 7
 
-/* The head of Xen's struct xen_sysctl, for this operation. */
+/* The head of Xen's struct xen_sysctl, for these operations. */
 struct sysctl {
 	__u32 cmd;
 	__u32 interface_version;
@@ -43,18 +45,23 @@ struct sysctl {
 			__u64 buffer;
 			__u32 count;
 		} readconsole;
+		struct {
+			__u64 keys;
+			__u32 nr_keys;
+		} debug_keys;
 		__u64 pad[16];
 	} u;
 };
 
-/* Versions whose readconsole is laid out like this; 4.20 has the first. */
+/* Versions in which these are laid out like this; 4.20 has the first. */
 static const __u32 versions[] = { 0x15, 0x16, 0x17, 0x14, 0x13 };
 
 #define PIECE 65536U
 
 static int privcmd;
 
-static int read_console(struct sysctl *op, char *buf, __u32 *index)
+/* Xen reads and writes *op itself: it must be in memory that stays where it is. */
+static int sysctl(struct sysctl *op, const struct sysctl *request, const char *name)
 {
 	struct privcmd_hypercall call = {
 		.op = HYPERVISOR_SYSCTL,
@@ -62,33 +69,61 @@ static int read_console(struct sysctl *op, char *buf, __u32 *index)
 	};
 
 	for (unsigned int i = 0; i < sizeof(versions) / sizeof(*versions); i++) {
-		memset(op, 0, sizeof(*op));
-		op->cmd = SYSCTL_READCONSOLE;
+		*op = *request;
 		op->interface_version = versions[i];
-		op->u.readconsole.incremental = 1;
-		op->u.readconsole.index = *index;
-		op->u.readconsole.buffer = (unsigned long)buf;
-		op->u.readconsole.count = PIECE;
-		if (ioctl(privcmd, IOCTL_PRIVCMD_HYPERCALL, &call) >= 0) {
-			*index = op->u.readconsole.index;
-			return op->u.readconsole.count;
-		}
+		if (ioctl(privcmd, IOCTL_PRIVCMD_HYPERCALL, &call) >= 0)
+			return 0;
 		/* Xen's answer to a version that it does not know. */
 		if (errno != EACCES)
 			break;
 	}
-	perror("xen-dmesg: readconsole");
+	fprintf(stderr, "xen-dmesg: %s: %s\n", name, strerror(errno));
 	return -1;
+}
+
+static int read_console(struct sysctl *op, char *buf, __u32 *index)
+{
+	struct sysctl request = {
+		.cmd = SYSCTL_READCONSOLE,
+		.u.readconsole = {
+			.incremental = 1,
+			.index = *index,
+			.buffer = (unsigned long)buf,
+			.count = PIECE,
+		},
+	};
+
+	if (sysctl(op, &request, "readconsole"))
+		return -1;
+	*index = op->u.readconsole.index;
+	return op->u.readconsole.count;
+}
+
+static int press_keys(struct sysctl *op, char *buf, const char *keys)
+{
+	struct sysctl request = {
+		.cmd = SYSCTL_DEBUG_KEYS,
+		.u.debug_keys = {
+			.keys = (unsigned long)buf,
+			.nr_keys = strlen(keys),
+		},
+	};
+
+	if (request.u.debug_keys.nr_keys > PIECE)
+		return -1;
+	memcpy(buf, keys, request.u.debug_keys.nr_keys);
+	return sysctl(op, &request, "debug keys");
 }
 
 int main(int argc, char **argv)
 {
 	int end = argc == 2 && !strcmp(argv[1], "-e"), n;
+	int press = argc == 3 && !strcmp(argv[1], "-k");
 	__u32 index = 0;
 	char *mem;
 
-	if (argc > 2) {
-		fprintf(stderr, "usage: xen-dmesg [-e | INDEX]\n");
+	if (argc > 2 && !press) {
+		fprintf(stderr, "usage: xen-dmesg [-e | INDEX | -k KEYS]\n");
 		return 2;
 	}
 	if (argc == 2 && !end)
@@ -106,6 +141,9 @@ int main(int argc, char **argv)
 		perror("xen-dmesg: buffer");
 		return 1;
 	}
+
+	if (press)
+		return press_keys((struct sysctl *)mem, mem + 4096, argv[2]) ? 1 : 0;
 
 	for (;;) {
 		__u32 from = index;

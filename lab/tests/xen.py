@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0
+"""What Xen can be told on its command line: to block DMA, to behave like the drafts, to do without a feature."""
+from tests.boots import works
+
+# Bits of the hypercall's capabilities.
+DEFAULT_IDENTITY, IDENTITY, ISOLATED_MSI = 1 << 0, 1 << 4, 1 << 16
+
+STANDARD = "groups boot-log disk-read disk-write edu-dma edu-iommu"
+
+
+def no_dma(dom0, iommu):
+    """Context 0 blocks; the driver moves all devices out of it, into identity contexts of their own in PV."""
+    return works(dom0, iommu, "-no-dma", xen_args="dom0-iommu=no-dma",
+                 env={"LAB_TESTS": f"'capabilities {STANDARD}'", "LAB_CAPS_SET": IDENTITY | ISOLATED_MSI,
+                      "LAB_CAPS_CLEAR": DEFAULT_IDENTITY})
+
+
+def no_dma_unattached(dom0, iommu):
+    """Without the driver nobody moves the device, and the disk could not be used."""
+    return works(dom0, iommu, "-no-dma-unattached", xen_args="dom0-iommu=no-dma", dom0_args="xen_iommu.enable=0",
+                 expect="none", disk=False,
+                 env={"LAB_TESTS": "'capabilities edu-blocked'", "LAB_CAPS_CLEAR": DEFAULT_IDENTITY})
+
+
+def no_intremap(dom0, iommu):
+    return works(dom0, iommu, "-no-intremap", xen_args="iommu=no-intremap",
+                 env={"LAB_TESTS": "'capabilities boot-log disk-read'", "LAB_CAPS_SET": DEFAULT_IDENTITY,
+                      "LAB_CAPS_CLEAR": ISOLATED_MSI})
+
+
+def drafts(dom0, iommu, name="", **kw):
+    return works(dom0, iommu, f"-drafts{name}", xen="drafts", xen_args="pv-iommu=drafts",
+                 env={"LAB_TESTS": f"'capabilities {STANDARD}'", "LAB_CAPS_SET": DEFAULT_IDENTITY,
+                      "LAB_CAPS_CLEAR": 0xffffffff - DEFAULT_IDENTITY}, **kw)
+
+
+CASES = {
+    "no-dma-pvh-vtd": no_dma("pvh", "vtd"),
+    "no-dma-pv-vtd": no_dma("pv", "vtd"),
+    "no-dma-unattached-pvh-vtd": no_dma_unattached("pvh", "vtd"),
+    "no-intremap-pvh-vtd": no_intremap("pvh", "vtd"),
+    "drafts-pvh-vtd": drafts("pvh", "vtd"),
+    "drafts-pv-vtd": drafts("pv", "vtd"),
+}
+
+EXTRA = {
+    "no-dma-pvh-amd": no_dma("pvh", "amd"),
+    "no-dma-pv-amd": no_dma("pv", "amd"),
+    "no-dma-unattached-pv-amd": no_dma_unattached("pv", "amd"),
+    "no-intremap-pv-amd": no_intremap("pv", "amd"),
+    "drafts-pv-vtd-translated": drafts("pv", "vtd", "-translated", expect="translated",
+                                       dom0_args="iommu.passthrough=0"),
+    # The rest of a device must be stopped in time, and nothing left behind, on the other IOMMU.
+    "stress-pv-amd": works("pv", "amd", "-stress", env={"LAB_TESTS": "'hammer cycles'"}),
+}
