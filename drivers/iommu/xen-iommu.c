@@ -57,6 +57,62 @@
 #endif
 #include "xen_iommu_trace.h"
 
+/* The layouts that hypervisors know. */
+#define ABI_SIZE(type, size)								\
+	static_assert(sizeof(struct pv_iommu_##type) == (size))
+#define ABI_FIELD(type, field, offset)							\
+	static_assert(offsetof(struct pv_iommu_##type, field) == (offset))
+
+ABI_SIZE(capabilities, 24);
+ABI_FIELD(capabilities, max_iova_addr, 0);
+ABI_FIELD(capabilities, cap_flags, 8);
+ABI_FIELD(capabilities, pgsize_mask, 12);
+ABI_FIELD(capabilities, max_pasid, 16);
+ABI_FIELD(capabilities, max_ctx_no, 20);
+ABI_SIZE(init, 8);
+ABI_FIELD(init, max_ctx_no, 0);
+ABI_FIELD(init, arena_order, 4);
+ABI_SIZE(alloc, 8);
+ABI_FIELD(alloc, ctx_no, 0);
+ABI_FIELD(alloc, alloc_flags, 4);
+ABI_SIZE(free, 8);
+ABI_FIELD(free, ctx_no, 0);
+ABI_FIELD(free, free_flags, 4);
+ABI_SIZE(map_pages, 40);
+ABI_FIELD(map_pages, ctx_no, 0);
+ABI_FIELD(map_pages, gfn, 8);
+ABI_FIELD(map_pages, dfn, 16);
+ABI_FIELD(map_pages, map_flags, 24);
+ABI_FIELD(map_pages, pgsize, 28);
+ABI_FIELD(map_pages, nr_pages, 32);
+ABI_FIELD(map_pages, mapped, 36);
+ABI_SIZE(unmap_pages, 32);
+ABI_FIELD(unmap_pages, ctx_no, 0);
+ABI_FIELD(unmap_pages, dfn, 8);
+ABI_FIELD(unmap_pages, pgsize, 16);
+ABI_FIELD(unmap_pages, nr_pages, 20);
+ABI_FIELD(unmap_pages, unmapped, 24);
+ABI_FIELD(unmap_pages, unmap_flags, 28);
+ABI_SIZE(flush_pages, 24);
+ABI_FIELD(flush_pages, ctx_no, 0);
+ABI_FIELD(flush_pages, dfn, 8);
+ABI_FIELD(flush_pages, pgsize, 16);
+ABI_FIELD(flush_pages, nr_pages, 20);
+ABI_SIZE(reattach_device, 12);
+ABI_FIELD(reattach_device, ctx_no, 0);
+ABI_FIELD(reattach_device, dev, 2);
+ABI_FIELD(reattach_device, pasid, 8);
+ABI_SIZE(run, 24);
+ABI_FIELD(run, gfn, 0);
+ABI_FIELD(run, dfn, 8);
+ABI_FIELD(run, nr_frames, 16);
+ABI_SIZE(runs, 32);
+ABI_FIELD(runs, ctx_no, 0);
+ABI_FIELD(runs, flags, 4);
+ABI_FIELD(runs, nr_runs, 8);
+ABI_FIELD(runs, runs, 16);
+ABI_FIELD(runs, done, 24);
+
 /* Base system peripheral: an IOMMU's own function. */
 #define PCI_CLASS_SYSTEM_IOMMU	0x0806
 
