@@ -50,6 +50,6 @@ EXTRA = {
     "no-intremap-pv-amd": no_intremap("pv", "amd"),
     "drafts-pv-vtd-translated": drafts("pv", "vtd", "-translated", expect="translated",
                                        dom0_args="iommu.passthrough=0"),
-    # The rest of a device must be stopped in time, and nothing left behind, on the other IOMMU.
+    # As stress-pvh-vtd, on the other IOMMU and without translation by default.
     "stress-pv-amd": works("pv", "amd", "-stress", env={"LAB_TESTS": "'hammer cycles'"}),
 }
