@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: GPL-2.0
+"""The machines that "make bench" measures, as data: what lab.boot() takes, by name."""
+
+LAZY, STRICT = "iommu.strict=0", "iommu.strict=1"
+TRANSLATE = "iommu.passthrough=0"
+
+# More memory than the tests have: 512 MiB of user memory are mapped, and 1 GiB from 256 MiB on.
+QEMU_ARGS = "-m 2560"
+XEN_ARGS = "dom0_mem=1536M"
+
+CONFIGURATIONS = {
+    "bare-vtd-strict": dict(xen=None, iommu="vtd", expect="translated", dom0_args=STRICT),
+    "bare-vtd-lazy": dict(xen=None, iommu="vtd", expect="translated", dom0_args=LAZY),
+    # The device's side of the work is QEMU's, which is not counted.
+    "bare-virtio-strict": dict(xen=None, iommu="none", expect="translated", dom0_args=STRICT,
+                               qemu_args="-device virtio-iommu-pci"),
+    # No translation at all: what Linux does on Xen without our driver.
+    "swiotlb-pv": dict(dom0="pv", iommu="vtd", expect="none", dom0_args="xen_iommu.enable=0"),
+    **{f"{dom0}-{iommu}-{mode}": dict(dom0=dom0, iommu=iommu, expect="translated", dom0_args=f"{arg} {TRANSLATE}")
+       for dom0 in ("pvh", "pv") for iommu in ("vtd", "amd") for mode, arg in (("strict", STRICT), ("lazy", LAZY))},
+}
+
+# Those that are run once more, to see where the instructions go.
+PROFILED = ("bare-vtd-strict", "pvh-vtd-strict", "pv-vtd-strict")
+
+# Columns of the main table: (heading, loop).
+LOOPS = (
+    ("1 page", "single-1"), ("16 pages", "single-16"), ("512 pages", "single-512"),
+    ("sg 16", "sg-16"), ("sg 64", "sg-64"), ("sg 256", "sg-256"),
+)
+DOMAIN = (("4 KiB", "domain-1"), ("2 MiB", "domain-512"), ("1 GiB", "domain-262144"))
+VFIO = tuple((f"{door} {mib} MiB{'' if pages == 'huge' else ', small pages'}", f"{door}-{mib}-{pages}")
+             for door in ("type1", "iommufd") for mib in (64, 512) for pages in ("huge", "small"))
+SIZES = tuple(2 ** i for i in range(17))

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0
+"""make bench: boot the configurations, collect what the guest counts, and write it down."""
+import json
+import re
+import shlex
+
+import build
+from bench import plot, report, symbols
+from bench.configurations import CONFIGURATIONS, PROFILED, QEMU_ARGS, XEN_ARGS
+from boot import explain
+from util import BUILD, LAB, LOGS, REPO, Fail, output, run, say
+
+PROFILE = "profile-"
+LINE = re.compile(r"^# bench (\S+) (.*)$", re.M)
+END = re.compile(r"^# bench end$", re.M)
+
+
+def parse(channel):
+    """{loop: {field: value}} of the guest's lines."""
+    return {name: {k: int(v) for k, v in (field.split("=") for field in fields.split())}
+            for name, fields in LINE.findall(channel)}
+
+
+def measure(lab, name, what, more=()):
+    """Boot a configuration; more: arguments for QEMU."""
+    settings = dict(CONFIGURATIONS[name.removeprefix(PROFILE)])
+    qemu_args = shlex.join([*shlex.split(QEMU_ARGS), *shlex.split(settings.pop("qemu_args", "")),
+                            *shlex.split(lab.settings.qemu_args), *more])
+    dom0_args = f"{settings.pop('dom0_args')} {lab.settings.dom0_args}".strip()
+    say(f"measuring {name}")
+    result = lab.boot(f"bench/{name}", xen_args=XEN_ARGS, env={"LAB_BENCH": f"'{what}'"}, icount=True,
+                      run=". /usr/lib/xen-iommu/bench", qemu_args=qemu_args, dom0_args=dom0_args, **settings)
+    if result.code or not END.search(result.channel):
+        raise Fail("\n".join([f"{name}:", *explain(result), f"log: {result.logs.relative_to(REPO)}/"]))
+    loops = parse(result.channel)
+    if not loops:
+        raise Fail(f"{name}: no results")
+    return {"seconds": round(result.seconds), "dom0_args": dom0_args, "loops": loops, **seen(result.console)}
+
+
+def seen(console):
+    """The versions that the machine itself told."""
+    found = {"linux": re.search(r"Linux version (\S+)", console),
+             "xen": re.search(r"Xen version (\S+)", console),
+             "driver": re.search(r"xen-iommu: (\d+ contexts.*)", console)}
+    return {key: match[1] for key, match in found.items() if match}
+
+
+def profile(lab, name):
+    """Boot it with a plugin that counts what runs between the guest's marks; a table of functions for each loop."""
+    plugin = BUILD / "obj/libprofile.so"
+    run("QEMU plugin", [*build.COMPILER.split(), "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-o", plugin,
+                        LAB / "bench/profile.c"], LOGS / "build/profile.log")
+    result = measure(lab, name, "kernel nvme", ["-plugin", f"{plugin},out=profile"])
+    linux = symbols.Symbols(lab.kernel.obj / "vmlinux")
+    xen = symbols.Symbols(build.OBJ / "xen-release/xen-syms")
+    # The guest marks each loop that it reports, in that order, and warms up without a mark.
+    sections = [loop for loop in result["loops"] if not loop.startswith("memory-")]
+    found = {}
+    for number, loop in enumerate(sections, 1):
+        counts = symbols.profile(LOGS / "bench" / name / f"profile.{number}", linux, xen)
+        ops = result["loops"][loop].get("ops")
+        if ops:
+            result["loops"][loop]["counted"] = sum(counts.values())
+            found[loop] = symbols.table(counts, ops)
+    return {**result, "profile": found}
+
+
+def versions(lab):
+    return {
+        "repository": (output(["git", "-C", REPO, "describe", "--always", "--dirty"]) or "unknown").strip(),
+        "qemu": (output([lab.settings.qemu, "--version"]) or "unknown").splitlines()[0],
+        "compiler": (output([*build.COMPILER.split(), "--version"]) or "unknown").splitlines()[0],
+        "xen": "release build" if not lab.xen_image else lab.xen_image,
+    }
+
+
+def bench(lab, chosen, what):
+    """chosen: beginnings of names of configurations, all if empty; what: parts of the guest's script."""
+    every = [*CONFIGURATIONS, *(f"{PROFILE}{name}" for name in PROFILED)]
+    if unknown := [t for t in chosen if not any(name.startswith(t) for name in every)]:
+        raise Fail(f"T={unknown[0]}: no such configuration; there are {' '.join(every)}")
+    names = [n for n in every if not chosen or any(n.startswith(t) for t in chosen)]
+    results = {"versions": versions(lab), "configurations": {}, "profiles": {}}
+    failed = []
+    for name in names:
+        try:
+            if name.startswith(PROFILE):
+                results["profiles"][name] = profile(lab, name)
+            else:
+                results["configurations"][name] = measure(lab, name, what)
+        except Fail as failure:
+            failed.append(name)
+            say(str(failure))
+        # After each: a run that is stopped leaves what it has.
+        (BUILD / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
+    (BUILD / "bench.svg").write_text(plot.draw(results))
+    text = report.report(results)
+    (BUILD / "bench.md").write_text(text)
+    print(text)
+    if failed:
+        say(f"FAILED: {' '.join(failed)}")
+    return 1 if failed else 0

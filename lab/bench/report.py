@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0
+"""Tables of what "make bench" has measured, in Markdown."""
+from bench.configurations import DOMAIN, LOOPS, SIZES, VFIO
+
+
+class Figure:
+    """What one loop took for each operation, in instructions."""
+
+    def __init__(self, loops, loop):
+        entry = loops.get(loop)
+        self.error = None if entry is None else entry.get("error")
+        self.there = entry is not None and self.error is None
+        if not self.there:
+            return
+        ops = entry["ops"]
+        # One clock read lies between the two that a loop takes.
+        self.total = (entry["ns"] - per_op(loops, "clock")) / ops
+        self.traps = entry.get("hypercalls", 0) / ops
+        self.work = self.total - self.traps * per_op(loops, "noop")
+
+
+def per_op(loops, loop):
+    entry = loops.get(loop, {})
+    return entry["ns"] / entry["ops"] if entry.get("ops") else 0
+
+
+def number(value, unit):
+    """Three significant digits, as far as they matter."""
+    value /= unit
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def traps(value):
+    return f"{value:.0f}" if value == int(value) else f"{value:.2f}"
+
+
+def cell(loops, loop, unit):
+    """work map / unmap [traps of each] (all, if it differs)"""
+    both = [Figure(loops, f"{way}-{loop}") for way in ("map", "unmap")]
+    if any(f.error for f in both):
+        return f"error {next(f.error for f in both if f.error)}"
+    if not all(f.there for f in both):
+        return "-"
+    text = " / ".join(number(f.work, unit) for f in both)
+    if any(f.traps for f in both):
+        text += f" [{'+'.join(traps(f.traps) for f in both)}], all {' / '.join(number(f.total, unit) for f in both)}"
+    return text
+
+
+def table(results, columns, unit, calibration=False):
+    heads = ["configuration", *(["clock, noop"] if calibration else []), *(head for head, _ in columns)]
+    rows = []
+    for name, configuration in results["configurations"].items():
+        loops = configuration["loops"]
+        if not any(f"map-{loop}" in loops for _, loop in columns):
+            continue
+        fixed = [f"{number(per_op(loops, 'clock'), 1000)}, {number(per_op(loops, 'noop'), 1000)}"] if calibration else []
+        rows.append([name, *fixed, *(cell(loops, loop, unit) for _, loop in columns)])
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" if rows else "Not measured.\n"
+
+
+def memory(results):
+    rows = []
+    for name, configuration in results["configurations"].items():
+        for loop, entry in configuration["loops"].items():
+            if loop.startswith("memory-"):
+                mib = int(loop.split("-")[2])
+                rows.append(f"| {name} | {loop[len('memory-'):]} | {entry['iommu_pages'] * 4 * 1024 / mib:.0f} "
+                            f"| {entry['slab_kib'] * 1024 / mib:.0f} |")
+    return "| configuration | mapped | page tables | all slab |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n" \
+        if rows else "Not measured.\n"
+
+
+def profiles(results):
+    return "\n".join(f"### {name}: {loop}\n\n{table}" for name, found in results["profiles"].items()
+                     for loop, table in found["profile"].items()) or "Not measured.\n"
+
+
+def report(results):
+    used = results["versions"]
+    machines = {f"Linux {c.get('linux', '?')}" + (f", Xen {c['xen']}" if "xen" in c else "")
+                for c in results["configurations"].values()}
+    return f"""# Results of make bench
+
+Repository {used['repository']}; {'; '.join(sorted(machines))} ({used['xen']}); {used['qemu']}; {used['compiler']}.
+
+One CPU, QEMU with -icount shift=0: the guest's clock counts instructions, the hypervisor's included. A cell is: work of
+map / unmap [traps into Xen of each], all map / unmap. All is what is left of the measured instructions without clock
+reads; work is all without the traps times the cost of an empty hypercall (noop), both measured in the same boot.
+
+## DMA API, thousands of instructions per operation
+
+{table(results, LOOPS, 1000, calibration=True)}
+## iommu_map() and iommu_unmap() in a domain of their own, thousands of instructions per operation
+
+{table(results, DOMAIN, 1000)}
+## The same against size in pages, thousands of instructions
+
+{table(results, [(str(n), f"domain-{n}") for n in SIZES], 1000)}
+## VFIO, millions of instructions, pinning of the pages included
+
+{table(results, VFIO, 1000000)}
+## Memory in Linux for what is mapped, KiB per GiB (of a single mapping; slab is all of the kernel's)
+
+{memory(results)}
+## Where the instructions go (counted by a plugin of QEMU, the whole system call that runs the loop included)
+
+{profiles(results)}"""

@@ -1,0 +1,474 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * iommu-bench: what mapping for DMA costs
+ *
+ *   iommu-bench kernel [ROUNDS]        loops of xen_iommu_bench.ko
+ *   iommu-bench sizes                  iommu_map() of 1 to 65536 pages
+ *   iommu-bench vfio BDF [MIB...]      VFIO type1 and iommufd, a device on vfio-pci
+ *   iommu-bench nvme DEVICE            reads
+ *
+ * A line for each loop, with what it took in all:
+ *
+ *   # bench NAME ops=N ns=N [counters of xen-iommu that it changed]
+ *   # bench NAME error=ERRNO
+ *
+ * Each loop stands between two instructions that do nothing and are seldom
+ * used, for an emulator to count what runs between them.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+#include <linux/iommufd.h>
+#include <linux/vfio.h>
+
+#define RUN	"/sys/kernel/debug/xen_iommu_bench/run"
+#define LAST	"/sys/kernel/debug/xen_iommu_bench/last"
+#define STATS	"/sys/kernel/debug/iommu/xen/stats"
+
+#define PAGE		4096UL
+#define MAX_STATS	16
+
+struct stats {
+	unsigned int nr;
+	struct {
+		char name[24];
+		unsigned long long value;
+	} stat[MAX_STATS];
+};
+
+static int errors;
+
+static void mark_begin(void)
+{
+#ifdef __x86_64__
+	asm volatile("xchg %%bx, %%bx" ::: "memory");
+#endif
+}
+
+static void mark_end(void)
+{
+#ifdef __x86_64__
+	asm volatile("xchg %%cx, %%cx" ::: "memory");
+#endif
+}
+
+static uint64_t now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return ts.tv_sec * 1000000000ULL + ts.tv_nsec;
+}
+
+static void read_stats(struct stats *s)
+{
+	FILE *file = fopen(STATS, "r");
+
+	s->nr = 0;
+	if (!file)
+		return;
+	while (s->nr < MAX_STATS &&
+	       fscanf(file, "%23s %llu", s->stat[s->nr].name, &s->stat[s->nr].value) == 2)
+		s->nr++;
+	fclose(file);
+}
+
+static long meminfo(const char *path, const char *name)
+{
+	FILE *file = fopen(path, "r");
+	char line[128];
+	long value = -1;
+
+	while (file && fgets(line, sizeof(line), file)) {
+		size_t len = strlen(name);
+
+		if (!strncmp(line, name, len) && (line[len] == ' ' || line[len] == ':'))
+			value = strtol(line + len + 1, NULL, 10);
+	}
+	if (file)
+		fclose(file);
+	return value;
+}
+
+static void report(const char *name, unsigned long ops, uint64_t ns, const struct stats *from)
+{
+	struct stats to;
+
+	read_stats(&to);
+	printf("# bench %s ops=%lu ns=%llu", name, ops, (unsigned long long)ns);
+	for (unsigned int i = 0; i < to.nr && from->nr == to.nr; i++)
+		if (to.stat[i].value != from->stat[i].value)
+			printf(" %s=%llu", to.stat[i].name,
+			       to.stat[i].value - from->stat[i].value);
+	printf("\n");
+	fflush(stdout);
+}
+
+static void report_error(const char *name, int err)
+{
+	printf("# bench %s error=%d\n", name, err);
+	fflush(stdout);
+	errors++;
+}
+
+/*
+ * Loops in the kernel
+ */
+
+static int run_fd;
+
+/* One line for the module; its nanoseconds, or a negative error. */
+static int64_t run_line(const char *line)
+{
+	char text[32] = "";
+	ssize_t ret;
+	int fd;
+
+	mark_begin();
+	ret = write(run_fd, line, strlen(line));
+	mark_end();
+	if (ret < 0)
+		return -errno;
+	fd = open(LAST, O_RDONLY);
+	if (fd < 0 || read(fd, text, sizeof(text) - 1) <= 0)
+		return -EIO;
+	close(fd);
+	return strtoll(text, NULL, 10);
+}
+
+static void measure(const char *name, const char *line, unsigned long ops)
+{
+	struct stats from;
+	int64_t ns;
+
+	read_stats(&from);
+	ns = run_line(line);
+	if (ns < 0)
+		report_error(name, -ns);
+	else
+		report(name, ops, ns, &from);
+}
+
+/* Map and unmap, twice unreported: the caches of the IOVA allocator fill. */
+static bool measure_pair(const char *what, unsigned long size, unsigned long ops, bool warm)
+{
+	char line[40], name[40];
+	struct stats from;
+	int64_t ns;
+
+	snprintf(line, sizeof(line), "%s %lu %lu", what, size, ops);
+	for (int i = 0; i < 2 * warm; i++) {
+		if (write(run_fd, line, strlen(line)) < 0 || write(run_fd, "unmap", 5) < 0)
+			break;
+	}
+	read_stats(&from);
+	ns = run_line(line);
+	snprintf(name, sizeof(name), "map-%s-%lu", what, size);
+	if (ns < 0) {
+		report_error(name, -ns);
+		return false;
+	}
+	report(name, ops, ns, &from);
+	snprintf(name, sizeof(name), "unmap-%s-%lu", what, size);
+	measure(name, "unmap", ops);
+	return true;
+}
+
+static int open_run(void)
+{
+	run_fd = open(RUN, O_WRONLY);
+	if (run_fd < 0)
+		perror(RUN);
+	return run_fd < 0 ? 1 : 0;
+}
+
+static int bench_kernel(bool on_xen)
+{
+	static const struct {
+		const char *what;
+		unsigned long size, ops;
+	} cases[] = {
+		{ "single", 1, 256 },
+		{ "single", 16, 256 },
+		{ "single", 512, 64 },
+		{ "sg", 16, 64 },
+		{ "sg", 64, 64 },
+		{ "sg", 256, 16 },
+		{ }
+	};
+
+	if (open_run())
+		return 1;
+	measure("clock", "clock 256", 256);
+	if (on_xen)
+		measure("noop", "noop 256", 256);
+	for (unsigned int i = 0; cases[i].what; i++)
+		measure_pair(cases[i].what, cases[i].size, cases[i].ops, true);
+	return 0;
+}
+
+static int bench_sizes(void)
+{
+	if (open_run())
+		return 1;
+	for (unsigned long pages = 1; pages <= 65536; pages *= 2)
+		if (!measure_pair("domain", pages, pages > 4096 ? 4 : 32, false))
+			return 0;
+	/* 1 GiB */
+	measure_pair("domain", 262144, 1, false);
+	return 0;
+}
+
+/*
+ * VFIO
+ */
+
+struct vfio {
+	bool legacy;
+	int device, container, group, iommufd;
+	__u32 ioas;
+};
+
+static int open_type1(struct vfio *v, const char *bdf)
+{
+	char path[PATH_MAX], link[PATH_MAX] = "";
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/iommu_group", bdf);
+	if (readlink(path, link, sizeof(link) - 1) < 0)
+		return -1;
+	snprintf(path, sizeof(path), "/dev/vfio%s", strrchr(link, '/'));
+	v->group = open(path, O_RDWR);
+	v->container = open("/dev/vfio/vfio", O_RDWR);
+	if (v->group < 0 || v->container < 0 ||
+	    ioctl(v->group, VFIO_GROUP_SET_CONTAINER, &v->container) ||
+	    ioctl(v->container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU))
+		return -1;
+	v->device = ioctl(v->group, VFIO_GROUP_GET_DEVICE_FD, bdf);
+	return v->device < 0 ? -1 : 0;
+}
+
+static int open_iommufd(struct vfio *v, const char *bdf)
+{
+	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind) };
+	struct vfio_device_attach_iommufd_pt attach = { .argsz = sizeof(attach) };
+	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
+	char path[PATH_MAX];
+
+	v->device = -1;
+	for (int i = 0; i < 64 && v->device < 0; i++) {
+		snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/vfio-dev/vfio%d", bdf, i);
+		if (access(path, F_OK))
+			continue;
+		snprintf(path, sizeof(path), "/dev/vfio/devices/vfio%d", i);
+		v->device = open(path, O_RDWR);
+	}
+	v->iommufd = open("/dev/iommu", O_RDWR);
+	bind.iommufd = v->iommufd;
+	if (v->device < 0 || v->iommufd < 0 ||
+	    ioctl(v->device, VFIO_DEVICE_BIND_IOMMUFD, &bind) ||
+	    ioctl(v->iommufd, IOMMU_IOAS_ALLOC, &alloc))
+		return -1;
+	v->ioas = alloc.out_ioas_id;
+	attach.pt_id = v->ioas;
+	return ioctl(v->device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach) ? -1 : 0;
+}
+
+static void close_vfio(struct vfio *v)
+{
+	close(v->device);
+	if (v->legacy) {
+		close(v->group);
+		close(v->container);
+	} else {
+		close(v->iommufd);
+	}
+}
+
+#define VFIO_IOVA 0x1000000000ULL
+
+static int map(struct vfio *v, void *mem, size_t size)
+{
+	struct vfio_iommu_type1_dma_map old = {
+		.argsz = sizeof(old),
+		.flags = VFIO_DMA_MAP_FLAG_READ | VFIO_DMA_MAP_FLAG_WRITE,
+		.vaddr = (uintptr_t)mem,
+		.iova = VFIO_IOVA,
+		.size = size,
+	};
+	struct iommu_ioas_map new = {
+		.size = sizeof(new),
+		.flags = IOMMU_IOAS_MAP_FIXED_IOVA | IOMMU_IOAS_MAP_READABLE |
+			 IOMMU_IOAS_MAP_WRITEABLE,
+		.ioas_id = v->ioas,
+		.user_va = (uintptr_t)mem,
+		.iova = VFIO_IOVA,
+		.length = size,
+	};
+
+	return v->legacy ? ioctl(v->container, VFIO_IOMMU_MAP_DMA, &old) :
+			   ioctl(v->iommufd, IOMMU_IOAS_MAP, &new);
+}
+
+static int unmap(struct vfio *v, size_t size)
+{
+	struct vfio_iommu_type1_dma_unmap old = {
+		.argsz = sizeof(old),
+		.iova = VFIO_IOVA,
+		.size = size,
+	};
+	struct iommu_ioas_unmap new = {
+		.size = sizeof(new),
+		.ioas_id = v->ioas,
+		.iova = VFIO_IOVA,
+		.length = size,
+	};
+
+	return v->legacy ? ioctl(v->container, VFIO_IOMMU_UNMAP_DMA, &old) :
+			   ioctl(v->iommufd, IOMMU_IOAS_UNMAP, &new);
+}
+
+static void measure_vfio(struct vfio *v, unsigned long mib, bool huge)
+{
+	const char *door = v->legacy ? "type1" : "iommufd";
+	size_t size = mib << 20;
+	long tables, slab;
+	struct stats from;
+	uint64_t start;
+	char name[48], *mem;
+	void *area;
+	int ret;
+
+	area = mmap(NULL, size + (2 << 20), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+		    -1, 0);
+	if (area == MAP_FAILED) {
+		report_error(door, errno);
+		return;
+	}
+	mem = (char *)(((uintptr_t)area + (2 << 20) - 1) & ~((2UL << 20) - 1));
+	madvise(mem, size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+	for (size_t i = 0; i < size; i += PAGE)
+		mem[i] = 1;
+
+	tables = meminfo("/proc/vmstat", "nr_iommu_pages");
+	slab = meminfo("/proc/meminfo", "Slab");
+	read_stats(&from);
+	start = now();
+	mark_begin();
+	ret = map(v, mem, size);
+	mark_end();
+	start = now() - start;
+	snprintf(name, sizeof(name), "map-%s-%lu-%s", door, mib, huge ? "huge" : "small");
+	if (ret) {
+		report_error(name, errno);
+		goto out;
+	}
+	report(name, 1, start, &from);
+	printf("# bench memory-%s-%lu-%s iommu_pages=%ld slab_kib=%ld\n", door, mib,
+	       huge ? "huge" : "small", meminfo("/proc/vmstat", "nr_iommu_pages") - tables,
+	       meminfo("/proc/meminfo", "Slab") - slab);
+
+	read_stats(&from);
+	start = now();
+	mark_begin();
+	ret = unmap(v, size);
+	mark_end();
+	start = now() - start;
+	snprintf(name, sizeof(name), "unmap-%s-%lu-%s", door, mib, huge ? "huge" : "small");
+	if (ret)
+		report_error(name, errno);
+	else
+		report(name, 1, start, &from);
+out:
+	munmap(area, size + (2 << 20));
+}
+
+static int bench_vfio(const char *bdf, char **sizes)
+{
+	for (int door = 0; door < 2; door++) {
+		struct vfio v = { .legacy = !door };
+
+		if (v.legacy ? open_type1(&v, bdf) : open_iommufd(&v, bdf)) {
+			report_error(v.legacy ? "open-type1" : "open-iommufd", errno);
+			continue;
+		}
+		for (char **mib = sizes; *mib; mib++)
+			for (int huge = 1; huge >= 0; huge--)
+				measure_vfio(&v, strtoul(*mib, NULL, 10), huge);
+		close_vfio(&v);
+	}
+	return 0;
+}
+
+/*
+ * NVMe: one read at a time
+ */
+
+static void measure_nvme(int fd, const char *name, size_t size, unsigned long ops, void *buf,
+			 bool random)
+{
+	uint64_t blocks = (32UL << 20) / size, state = 1;
+	struct stats from;
+	uint64_t start;
+
+	read_stats(&from);
+	start = now();
+	mark_begin();
+	for (unsigned long i = 0; i < ops; i++) {
+		uint64_t block = i;
+
+		/* The same sequence each time. */
+		state = state * 6364136223846793005ULL + 1442695040888963407ULL;
+		if (random)
+			block = state >> 33;
+		if (pread(fd, buf, size, block % blocks * size) != (ssize_t)size) {
+			mark_end();
+			report_error(name, errno ?: EIO);
+			return;
+		}
+	}
+	mark_end();
+	report(name, ops, now() - start, &from);
+}
+
+static int bench_nvme(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_DIRECT);
+	void *buf;
+
+	if (fd < 0 || posix_memalign(&buf, 1 << 17, 1 << 17)) {
+		perror(path);
+		return 1;
+	}
+	memset(buf, 1, 1 << 17);
+	measure_nvme(fd, "nvme-random-4k", 4096, 256, buf, true);
+	measure_nvme(fd, "nvme-sequential-128k", 1 << 17, 128, buf, false);
+	return 0;
+}
+
+int main(int argc, char **argv)
+{
+	int ret = 2;
+
+	if (argc >= 2 && !strcmp(argv[1], "kernel"))
+		ret = bench_kernel(!access("/proc/xen/capabilities", F_OK));
+	else if (argc >= 2 && !strcmp(argv[1], "sizes"))
+		ret = bench_sizes();
+	else if (argc >= 4 && !strcmp(argv[1], "vfio"))
+		ret = bench_vfio(argv[2], argv + 3);
+	else if (argc >= 3 && !strcmp(argv[1], "nvme"))
+		ret = bench_nvme(argv[2]);
+	else
+		fprintf(stderr, "usage: iommu-bench kernel|sizes|vfio BDF MIB...|nvme DEVICE\n");
+	return ret;
+}
