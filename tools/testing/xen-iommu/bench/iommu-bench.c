@@ -223,10 +223,10 @@ static int bench_sizes(void)
 	if (open_run())
 		return 1;
 	for (unsigned long pages = 1; pages <= 65536; pages *= 2)
-		if (!measure_pair("domain", pages, pages > 4096 ? 4 : 32, false))
+		if (!measure_pair("domain", pages, pages > 4096 ? 4 : 32, true))
 			return 0;
 	/* 1 GiB */
-	measure_pair("domain", 262144, 1, false);
+	measure_pair("domain", 262144, 1, true);
 	return 0;
 }
 
@@ -461,7 +461,7 @@ int main(int argc, char **argv)
 	int ret = 2;
 
 	if (argc >= 2 && !strcmp(argv[1], "kernel"))
-		ret = bench_kernel(!access("/proc/xen/capabilities", F_OK));
+		ret = bench_kernel(!access("/sys/hypervisor/type", F_OK));
 	else if (argc >= 2 && !strcmp(argv[1], "sizes"))
 		ret = bench_sizes();
 	else if (argc >= 4 && !strcmp(argv[1], "vfio"))
