@@ -525,12 +525,15 @@ static long get_run(struct domain *d, unsigned long gfn, unsigned long nr,
 
     if ( !rc && !mmio )
     {
-        for ( ; i < nr; i++ )
-        {
-            mfn_t m = mfn_add(*mfn, i);
+        struct page_info *pg = mfn_to_page(*mfn);
+        /* Validity changes between 2 MiB only, and a run is no longer. */
+        bool valid = mfn_valid(*mfn) && mfn_valid(mfn_add(*mfn, nr - 1));
 
-            rc = mfn_valid(m) ? get_frame(d, mfn_to_page(m), typed, foreign)
-                              : -EXDEV;
+        ASSERT(nr <= PT_ENTRIES);
+        for ( ; i < nr; i++, pg++ )
+        {
+            rc = valid || mfn_valid(mfn_add(*mfn, i))
+                 ? get_frame(d, pg, typed, foreign) : -EXDEV;
             if ( rc )
                 break;
         }
