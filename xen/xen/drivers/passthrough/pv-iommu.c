@@ -55,6 +55,9 @@
 #define MAX_EMPTY       16
 /* Frames that are made dead before they are flushed and released. */
 #define UNMAP_BATCH     16384
+/* Runs that are copied in at once, and between two checks for preemption. */
+#define RUNS_CHUNK      32
+#define RUNS_PREEMPT    8
 
 /* Set in the sub-op of continuations of IOMMU_init and IOMMU_{,un}map_runs. */
 #define OP_CONTINUED    (1U << 31)
@@ -2139,7 +2142,7 @@ static int op_runs(struct pv_iommu *pv, bool map, bool continued,
                    XEN_GUEST_HANDLE_PARAM(void) arg)
 {
     struct pv_iommu_runs op;
-    struct pv_iommu_run run[8];
+    struct pv_iommu_run run[RUNS_CHUNK];
     struct pv_iommu_ctx *ctx;
     unsigned long skip, first = ~0UL, last = 0;
     unsigned int i;
@@ -2224,7 +2227,9 @@ static int op_runs(struct pv_iommu *pv, bool map, bool continued,
             last = max(last, r->dfn + done - 1);
         }
 
-        if ( !rc && i + 1 < op.nr_runs && hypercall_preempt_check() )
+        /* Longer runs check by themselves. */
+        if ( !rc && i + 1 < op.nr_runs && !((i + 1) % RUNS_PREEMPT) &&
+             hypercall_preempt_check() )
             rc = -ERESTART;
     }
 
