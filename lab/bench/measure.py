@@ -27,7 +27,8 @@ def measure(lab, name, what, more=()):
     qemu_args = shlex.join([*shlex.split(QEMU_ARGS), *shlex.split(settings.pop("qemu_args", "")),
                             *shlex.split(lab.settings.qemu_args), *more])
     dom0_args = f"{settings.pop('dom0_args')} {lab.settings.dom0_args}".strip()
-    say(f"measuring {name}")
+    what = settings.pop("what", what)
+    say(f"measuring {name}: {what}")
     result = lab.boot(f"bench/{name}", xen_args=XEN_ARGS, env={"LAB_BENCH": f"'{what}'"}, icount=True,
                       run=". /usr/lib/xen-iommu/bench", qemu_args=qemu_args, dom0_args=dom0_args, **settings)
     if result.code or not END.search(result.channel):
@@ -55,14 +56,13 @@ def profile(lab, name):
     linux = symbols.Symbols(lab.kernel.obj / "vmlinux")
     xen = symbols.Symbols(build.OBJ / "xen-release/xen-syms")
     # The guest marks each loop that it reports, in that order, and warms up without a mark.
-    sections = [loop for loop in result["loops"] if not loop.startswith("memory-")]
+    sections = [loop for loop, entry in result["loops"].items() if entry.get("rounds")]
     found = {}
     for number, loop in enumerate(sections, 1):
         counts = symbols.profile(LOGS / "bench" / name / f"profile.{number}", linux, xen)
-        ops = result["loops"][loop].get("ops")
-        if ops:
-            result["loops"][loop]["counted"] = sum(counts.values())
-            found[loop] = symbols.table(counts, ops)
+        entry = result["loops"][loop]
+        entry["counted"] = sum(counts.values())
+        found[loop] = symbols.table(counts, entry["ops"] // entry["rounds"])
     return {**result, "profile": found}
 
 

@@ -13,8 +13,8 @@ class Figure:
         if not self.there:
             return
         ops = entry["ops"]
-        # One clock read lies between the two that a loop takes.
-        self.total = (entry["ns"] - per_op(loops, "clock")) / ops
+        # What lies between a round's two clock reads has the end of one and the beginning of the other.
+        self.total = (entry["ns"] - entry["rounds"] * per_op(loops, "clock")) / ops
         self.traps = entry.get("hypercalls", 0) / ops
         self.work = self.total - self.traps * per_op(loops, "noop")
 

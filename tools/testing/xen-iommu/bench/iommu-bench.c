@@ -2,18 +2,18 @@
 /*
  * iommu-bench: what mapping for DMA costs
  *
- *   iommu-bench kernel [ROUNDS]        loops of xen_iommu_bench.ko
+ *   iommu-bench kernel                 loops of xen_iommu_bench.ko
  *   iommu-bench sizes                  iommu_map() of 1 to 65536 pages
  *   iommu-bench vfio BDF [MIB...]      VFIO type1 and iommufd, a device on vfio-pci
  *   iommu-bench nvme DEVICE            reads
  *
  * A line for each loop, with what it took in all:
  *
- *   # bench NAME ops=N ns=N [counters of xen-iommu that it changed]
+ *   # bench NAME ops=N ns=N rounds=N [counters of xen-iommu that it changed]
  *   # bench NAME error=ERRNO
  *
- * Each loop stands between two instructions that do nothing and are seldom
- * used, for an emulator to count what runs between them.
+ * Each loop (of several rounds, the last) stands between two instructions that do
+ * nothing and are seldom used, for an emulator to count what runs between them.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -101,18 +101,41 @@ static long meminfo(const char *path, const char *name)
 	return value;
 }
 
-static void report(const char *name, unsigned long ops, uint64_t ns, const struct stats *from)
+/* Adds what has changed since @from. */
+static void add_stats(struct stats *sum, const struct stats *from)
 {
 	struct stats to;
 
 	read_stats(&to);
-	printf("# bench %s ops=%lu ns=%llu", name, ops, (unsigned long long)ns);
 	for (unsigned int i = 0; i < to.nr && from->nr == to.nr; i++)
-		if (to.stat[i].value != from->stat[i].value)
-			printf(" %s=%llu", to.stat[i].name,
-			       to.stat[i].value - from->stat[i].value);
+		sum->stat[i].value += to.stat[i].value - from->stat[i].value;
+}
+
+static void report_sum(const char *name, unsigned long ops, uint64_t ns, unsigned int rounds,
+		       const struct stats *sum)
+{
+	printf("# bench %s ops=%lu ns=%llu rounds=%u", name, ops, (unsigned long long)ns, rounds);
+	for (unsigned int i = 0; i < sum->nr; i++)
+		if (sum->stat[i].value)
+			printf(" %s=%llu", sum->stat[i].name, sum->stat[i].value);
 	printf("\n");
 	fflush(stdout);
+}
+
+static void clear_stats(struct stats *s)
+{
+	read_stats(s);
+	for (unsigned int i = 0; i < s->nr; i++)
+		s->stat[i].value = 0;
+}
+
+static void report(const char *name, unsigned long ops, uint64_t ns, const struct stats *from)
+{
+	struct stats sum;
+
+	clear_stats(&sum);
+	add_stats(&sum, from);
+	report_sum(name, ops, ns, 1, &sum);
 }
 
 static void report_error(const char *name, int err)
@@ -129,15 +152,17 @@ static void report_error(const char *name, int err)
 static int run_fd;
 
 /* One line for the module; its nanoseconds, or a negative error. */
-static int64_t run_line(const char *line)
+static int64_t run_line(const char *line, bool mark)
 {
 	char text[32] = "";
 	ssize_t ret;
 	int fd;
 
-	mark_begin();
+	if (mark)
+		mark_begin();
 	ret = write(run_fd, line, strlen(line));
-	mark_end();
+	if (mark)
+		mark_end();
 	if (ret < 0)
 		return -errno;
 	fd = open(LAST, O_RDONLY);
@@ -153,35 +178,55 @@ static void measure(const char *name, const char *line, unsigned long ops)
 	int64_t ns;
 
 	read_stats(&from);
-	ns = run_line(line);
+	ns = run_line(line, true);
 	if (ns < 0)
 		report_error(name, -ns);
 	else
 		report(name, ops, ns, &from);
 }
 
-/* Map and unmap, twice unreported: the caches of the IOVA allocator fill. */
-static bool measure_pair(const char *what, unsigned long size, unsigned long ops, bool warm)
+/*
+ * Map and unmap, in rounds: in lazy mode, some of an unmap's work is done with
+ * that of others. Two rounds more at the beginning fill the caches of the IOVA
+ * allocator; the last one is marked.
+ */
+static bool measure_pair(const char *what, unsigned long size, unsigned long ops,
+			 unsigned int rounds)
 {
+	static const char *const ways[] = { "map", "unmap" };
+	struct stats from, sum[2];
+	uint64_t ns[2] = {};
 	char line[40], name[40];
-	struct stats from;
-	int64_t ns;
 
 	snprintf(line, sizeof(line), "%s %lu %lu", what, size, ops);
-	for (int i = 0; i < 2 * warm; i++) {
-		if (write(run_fd, line, strlen(line)) < 0 || write(run_fd, "unmap", 5) < 0)
-			break;
+	for (int i = 0; i < 2; i++)
+		if (write(run_fd, line, strlen(line)) < 0 || write(run_fd, "unmap", 5) < 0) {
+			snprintf(name, sizeof(name), "map-%s-%lu", what, size);
+			report_error(name, errno);
+			return false;
+		}
+
+	for (int way = 0; way < 2; way++)
+		clear_stats(&sum[way]);
+	for (unsigned int i = 0; i < rounds; i++)
+		for (int way = 0; way < 2; way++) {
+			int64_t took;
+
+			read_stats(&from);
+			took = run_line(way ? "unmap" : line, i == rounds - 1);
+			if (took < 0) {
+				snprintf(name, sizeof(name), "%s-%s-%lu", ways[way], what, size);
+				report_error(name, -took);
+				return false;
+			}
+			ns[way] += took;
+			add_stats(&sum[way], &from);
+		}
+
+	for (int way = 0; way < 2; way++) {
+		snprintf(name, sizeof(name), "%s-%s-%lu", ways[way], what, size);
+		report_sum(name, ops * rounds, ns[way], rounds, &sum[way]);
 	}
-	read_stats(&from);
-	ns = run_line(line);
-	snprintf(name, sizeof(name), "map-%s-%lu", what, size);
-	if (ns < 0) {
-		report_error(name, -ns);
-		return false;
-	}
-	report(name, ops, ns, &from);
-	snprintf(name, sizeof(name), "unmap-%s-%lu", what, size);
-	measure(name, "unmap", ops);
 	return true;
 }
 
@@ -214,7 +259,7 @@ static int bench_kernel(bool on_xen)
 	if (on_xen)
 		measure("noop", "noop 256", 256);
 	for (unsigned int i = 0; cases[i].what; i++)
-		measure_pair(cases[i].what, cases[i].size, cases[i].ops, true);
+		measure_pair(cases[i].what, cases[i].size, cases[i].ops, 8);
 	return 0;
 }
 
@@ -223,10 +268,10 @@ static int bench_sizes(void)
 	if (open_run())
 		return 1;
 	for (unsigned long pages = 1; pages <= 65536; pages *= 2)
-		if (!measure_pair("domain", pages, pages > 4096 ? 4 : 32, true))
+		if (!measure_pair("domain", pages, pages > 4096 ? 4 : 32, 1))
 			return 0;
 	/* 1 GiB */
-	measure_pair("domain", 262144, 1, true);
+	measure_pair("domain", 262144, 1, 1);
 	return 0;
 }
 

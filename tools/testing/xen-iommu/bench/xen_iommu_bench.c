@@ -43,7 +43,7 @@
 #define DOMAIN_PHYS	SZ_256M
 #define DOMAIN_IOVA	BIT_ULL(37)
 
-enum what { SINGLE, SG, DOMAIN };
+enum kind { SINGLE, SG, DOMAIN };
 
 struct bench {
 	struct pci_dev *pdev;
@@ -54,7 +54,7 @@ struct bench {
 	struct page *scattered[MAX_ENTRIES];
 	struct sg_table sgt[MAX_OPS];
 	dma_addr_t addr[MAX_OPS];
-	enum what what;			/* is mapped */
+	enum kind what;			/* is mapped */
 	unsigned long size;		/* pages or entries of each */
 	unsigned int nr;		/* how many of these */
 	u64 ns;
@@ -210,7 +210,7 @@ static void close_domain(struct bench *b)
 	b->domain = NULL;
 }
 
-static int prepare(struct bench *b, enum what what, unsigned long size, unsigned long nr)
+static int prepare(struct bench *b, enum kind what, unsigned long size, unsigned long nr)
 {
 	if (b->nr || !nr || nr > MAX_OPS || !size)
 		return -EINVAL;
@@ -233,7 +233,7 @@ static int run_line(struct bench *b, const char *line)
 {
 	static const struct {
 		const char *name;
-		enum what what;
+		enum kind what;
 	} loops[] = { { "single", SINGLE }, { "sg", SG }, { "domain", DOMAIN } };
 	unsigned long a = 0, nr = 0;
 	char name[16];
