@@ -93,10 +93,10 @@ def bench(lab, chosen, what):
             failed.append(name)
             say(str(failure))
         # After each: a run that is stopped leaves what it has.
+        text = report.report(results)
         (BUILD / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
-    (BUILD / "bench.svg").write_text(plot.draw(results))
-    text = report.report(results)
-    (BUILD / "bench.md").write_text(text)
+        (BUILD / "bench.svg").write_text(plot.draw(results))
+        (BUILD / "bench.md").write_text(text)
     print(text)
     if failed:
         say(f"FAILED: {' '.join(failed)}")
