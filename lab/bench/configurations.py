@@ -24,6 +24,8 @@ CONFIGURATIONS = {
 
 # Those that are run once more, to see where the instructions go.
 PROFILED = ("bare-vtd-strict", "pvh-vtd-strict", "pv-vtd-strict")
+# What of that the report shows; build/bench.json has all.
+PROFILED_LOOPS = ("single-1", "single-512", "sg-64")
 
 # Columns of the main table: (heading, loop).
 LOOPS = (

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tables of what "make bench" has measured, in Markdown."""
-from bench.configurations import DOMAIN, LOOPS, SIZES, VFIO
+from bench.configurations import DOMAIN, LOOPS, PROFILED_LOOPS, SIZES, VFIO
 
 
 class Figure:
@@ -60,6 +60,19 @@ def table(results, columns, unit, calibration=False):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" if rows else "Not measured.\n"
 
 
+def sizes(results):
+    """Sizes downwards, configurations across: all of map / unmap."""
+    measured = {n: c["loops"] for n, c in results["configurations"].items() if "map-domain-1" in c["loops"]}
+    if not measured:
+        return "Not measured.\n"
+    lines = [["pages", *measured], ["---"] * (len(measured) + 1)]
+    for pages in SIZES:
+        both = {n: [Figure(loops, f"{way}-domain-{pages}") for way in ("map", "unmap")] for n, loops in measured.items()}
+        lines.append([f"{pages:,}", *(" / ".join(number(f.total, 1000) for f in pair) if all(f.there for f in pair)
+                                      else "-" for pair in both.values())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
 def memory(results):
     rows = []
     for name, configuration in results["configurations"].items():
@@ -74,7 +87,8 @@ def memory(results):
 
 def profiles(results):
     return "\n".join(f"### {name}: {loop}\n\n{table}" for name, found in results["profiles"].items()
-                     for loop, table in found["profile"].items()) or "Not measured.\n"
+                     for loop, table in found["profile"].items()
+                     if loop.partition("-")[2] in PROFILED_LOOPS or loop.startswith("nvme-")) or "Not measured.\n"
 
 
 def report(results):
@@ -95,9 +109,9 @@ reads; work is all without the traps times the cost of an empty hypercall (noop)
 ## iommu_map() and iommu_unmap() in a domain of their own, thousands of instructions per operation
 
 {table(results, DOMAIN, 1000)}
-## The same against size in pages, thousands of instructions
+## The same against size in pages: thousands of instructions, traps included
 
-{table(results, [(str(n), f"domain-{n}") for n in SIZES], 1000)}
+{sizes(results)}
 ## VFIO, millions of instructions, pinning of the pages included
 
 {table(results, VFIO, 1000000)}
