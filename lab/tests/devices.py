@@ -2,9 +2,6 @@
 """Devices that come and go: Xen is told before the IOMMU core is, and the driver gets them in a domain of their own."""
 from tests.boots import booted
 
-# A disk with SR-IOV; it has no namespace.
-SRIOV = ("-device nvme-subsys,id=subsys -device nvme,serial=sriov,subsys=subsys,sriov_max_vfs=2,sriov_vq_flexible=4,"
-         "sriov_vi_flexible=2,max_ioqpairs=6,msix_qsize=4")
 GUEST = r"""
 . /usr/lib/xen-iommu/lib.sh
 set -eu
@@ -37,25 +34,12 @@ translated "$disk"
 wait_for /dev/nvme*n1
 node=$(echo /dev/nvme*n1)
 [ "$(dd if="$node" bs=1M 2> /dev/null | sha256sum | cut -d' ' -f1)" = "$LAB_DISK_SHA256" ] || fail "the disk's data is wrong"
-for pf in */sriov_numvfs; do
-	pf=${pf%/*}
-done
-echo 0 > "$pf/sriov_drivers_autoprobe"
-for round in 1 2 3; do
-	echo 2 > "$pf/sriov_numvfs"
-	for vf in "$pf"/virtfn*; do
-		translated "$(basename "$(readlink "$vf")")"
-	done
-	[ "$(attribute contexts_used)" = $((free + 2)) ] || fail "$(attribute contexts_used) contexts, not $((free + 2))"
-	echo 0 > "$pf/sriov_numvfs"
-	[ "$(attribute contexts_used)" = "$free" ] || fail "contexts of VFs are still in use"
-done
 [ "$(attribute contexts_lost)" = 0 ] || fail "contexts are lost"
 """
 
 
 def hotplug(dom0, **kw):
-    return lambda lab: booted(lab, f"hotplug-{dom0}-vtd", dom0=dom0, iommu="vtd", expect="translated", qemu_args=SRIOV,
+    return lambda lab: booted(lab, f"hotplug-{dom0}-vtd", dom0=dom0, iommu="vtd", expect="translated",
                               run=GUEST, **kw)
 
 
