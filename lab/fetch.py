@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import time
+from pathlib import Path
 
 from util import BUILD, CACHE, LAB, LOGS, Fail, clean_env, output, run, say
 
@@ -24,6 +25,7 @@ SUITES = (                      # (label of the archive, line of the private sou
     ("Debian-Security", "deb {} bookworm-security main"),
     ("Debian", "deb-src {} trixie main"),
 )
+QEMU_PACKAGES = ("qemu-system-x86", "qemu-system-common", "qemu-system-data")
 
 
 def archives():
@@ -188,3 +190,50 @@ def xen_arm64():
     partial = image.with_suffix(".partial")
     partial.write_bytes(gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data)
     return partial.rename(image)
+
+
+def qemu(oldest):
+    """A QEMU of at least version `oldest` (major, minor): this machine's, or one of backports unpacked in build/."""
+    found = re.search(r"version (\d+)\.(\d+)", output(["qemu-system-x86_64", "--version"]) or "")
+    if found and tuple(map(int, found.groups())) >= oldest:
+        return "qemu-system-x86_64"
+    folder = BUILD / "src" / "qemu"
+    start = folder / "qemu-system-x86_64"
+    if start.exists():
+        return str(start)
+    apt = CACHE / "apt-qemu"
+    debs = sorted((CACHE / "qemu").glob("*.deb"))
+    if len(debs) != len(QEMU_PACKAGES):
+        for path in ("lists/partial", "cache/archives/partial"):
+            (apt / path).mkdir(parents=True, exist_ok=True)
+        codename = re.search(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.M)
+        if not codename:
+            raise Fail("this is no release of Debian: name a newer QEMU with QEMU=")
+        suite = f"{codename[1]}-backports"
+        (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {archives()['Debian']} {suite} main\n")
+        options = [f"-oDir::Etc::sourcelist={apt}/sources.list", "-oDir::Etc::sourceparts=-",
+                   f"-oDir::State::lists={apt}/lists", f"-oDir::Cache={apt}/cache", "-oAPT::Sandbox::User=",
+                   "-oAcquire::Languages=none"]
+        say(f"downloading a newer QEMU from {suite}")
+        retry(f"reading the package lists of {suite}",
+              ["apt-get", *options, "-oAPT::Update::Error-Mode=any", "update"])
+        partial = CACHE / "qemu.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        retry("downloading QEMU", ["apt-get", *options, "download", *(f"{p}/{suite}" for p in QEMU_PACKAGES)],
+              cwd=partial)
+        shutil.rmtree(CACHE / "qemu", ignore_errors=True)
+        debs = sorted(partial.rename(CACHE / "qemu").glob("*.deb"))
+    partial = folder.with_name("qemu.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for deb in debs:
+        run(f"unpacking {deb.name}", ["dpkg-deb", "-x", deb, partial], LOG, append=True)
+    # It looks for its own data at fixed places: tell it where they are now.
+    name = partial / start.name
+    name.write_text('#!/bin/sh\nhere=$(dirname "$(readlink -f "$0")")\n'
+                    'export QEMU_MODULE_DIR="$here/usr/lib/x86_64-linux-gnu/qemu"\n'
+                    'exec "$here/usr/bin/qemu-system-x86_64" -L "$here/usr/share/qemu" -L /usr/share/seabios '
+                    '-L /usr/share/qemu "$@"\n')
+    name.chmod(0o755)
+    partial.rename(folder)
+    return str(start)
