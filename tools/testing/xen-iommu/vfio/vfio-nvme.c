@@ -2,10 +2,11 @@
 /*
  * vfio-nvme: a driver for an NVMe disk in userspace, as a test of VFIO.
  *
- *   vfio-nvme iommufd|container DEVICE [read|MAPPINGS]
+ *   vfio-nvme iommufd|container DEVICE [read|MAPPINGS [MIB]]
  *
  * DEVICE is a PCI address, bound to vfio-pci. Runs its cases, with that many
- * mappings at once where many are made, and prints their KTAP; with "read" it
+ * mappings at once where many are made, and MIB MiB where one mapping is to be
+ * large, and prints their KTAP; with "read" it
  * reads the disk again and again instead, until it is killed. The exit status is
  * 0 if all is well, 3 if the kernel refuses the device for want of interrupt
  * isolation, else 1.
@@ -36,143 +37,11 @@
 #include <unistd.h>
 
 #include "../src/sha256.h"
-
-#define PAGE 4096UL
-#define EXIT_UNSAFE 3
+#include "vfio.h"
 
 /*
- * VFIO, by either door
+ * The device, through VFIO
  */
-
-struct vfio {
-	bool legacy;
-	int device;
-	int container;		/* of the legacy interface */
-	int group;
-	int iommufd;
-	__u32 ioas;
-};
-
-static int fail(const char *what)
-{
-	int err = errno ?: EIO;
-
-	printf("    # %s: %s\n", what, strerror(err));
-	return -err;
-}
-
-static int open_container(struct vfio *vfio, const char *bdf)
-{
-	struct vfio_group_status status = { .argsz = sizeof(status) };
-	char path[PATH_MAX], link[PATH_MAX] = "";
-
-	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/iommu_group", bdf);
-	if (readlink(path, link, sizeof(link) - 1) < 0)
-		return fail(path);
-	snprintf(path, sizeof(path), "/dev/vfio%s", strrchr(link, '/'));
-	vfio->group = open(path, O_RDWR | O_CLOEXEC);
-	if (vfio->group < 0)
-		return fail(path);
-	vfio->container = open("/dev/vfio/vfio", O_RDWR | O_CLOEXEC);
-	if (vfio->container < 0)
-		return fail("/dev/vfio/vfio");
-	if (ioctl(vfio->group, VFIO_GROUP_GET_STATUS, &status) ||
-	    !(status.flags & VFIO_GROUP_FLAGS_VIABLE))
-		return fail("group not viable");
-	if (ioctl(vfio->group, VFIO_GROUP_SET_CONTAINER, &vfio->container))
-		return fail("VFIO_GROUP_SET_CONTAINER");
-	if (ioctl(vfio->container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU))
-		return fail("VFIO_SET_IOMMU");
-	vfio->device = ioctl(vfio->group, VFIO_GROUP_GET_DEVICE_FD, bdf);
-	return vfio->device < 0 ? fail("VFIO_GROUP_GET_DEVICE_FD") : 0;
-}
-
-static int open_iommufd(struct vfio *vfio, const char *bdf)
-{
-	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind) };
-	struct vfio_device_attach_iommufd_pt attach = { .argsz = sizeof(attach) };
-	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
-	char path[PATH_MAX];
-
-	/* The number is the last of all of its folder's name. */
-	for (int i = 0; i < 64; i++) {
-		snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/vfio-dev/vfio%d", bdf, i);
-		if (!access(path, F_OK)) {
-			snprintf(path, sizeof(path), "/dev/vfio/devices/vfio%d", i);
-			break;
-		}
-	}
-	vfio->device = open(path, O_RDWR | O_CLOEXEC);
-	if (vfio->device < 0)
-		return fail(path);
-	vfio->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
-	if (vfio->iommufd < 0)
-		return fail("/dev/iommu");
-	bind.iommufd = vfio->iommufd;
-	if (ioctl(vfio->device, VFIO_DEVICE_BIND_IOMMUFD, &bind))
-		return fail("VFIO_DEVICE_BIND_IOMMUFD");
-	if (ioctl(vfio->iommufd, IOMMU_IOAS_ALLOC, &alloc))
-		return fail("IOMMU_IOAS_ALLOC");
-	vfio->ioas = alloc.out_ioas_id;
-	attach.pt_id = vfio->ioas;
-	if (ioctl(vfio->device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach))
-		return fail("VFIO_DEVICE_ATTACH_IOMMUFD_PT");
-	return 0;
-}
-
-#define MAP_READ	1
-#define MAP_WRITE	2
-#define MAP_RW		(MAP_READ | MAP_WRITE)
-
-static int map(struct vfio *vfio, __u64 iova, void *mem, __u64 size, int rights)
-{
-	struct vfio_iommu_type1_dma_map old = {
-		.argsz = sizeof(old),
-		.flags = (rights & MAP_READ ? VFIO_DMA_MAP_FLAG_READ : 0) |
-			 (rights & MAP_WRITE ? VFIO_DMA_MAP_FLAG_WRITE : 0),
-		.vaddr = (unsigned long)mem,
-		.iova = iova,
-		.size = size,
-	};
-	struct iommu_ioas_map new = {
-		.size = sizeof(new),
-		.flags = IOMMU_IOAS_MAP_FIXED_IOVA |
-			 (rights & MAP_READ ? IOMMU_IOAS_MAP_READABLE : 0) |
-			 (rights & MAP_WRITE ? IOMMU_IOAS_MAP_WRITEABLE : 0),
-		.ioas_id = vfio->ioas,
-		.user_va = (unsigned long)mem,
-		.iova = iova,
-		.length = size,
-	};
-	int ret;
-
-	if (vfio->legacy)
-		ret = ioctl(vfio->container, VFIO_IOMMU_MAP_DMA, &old);
-	else
-		ret = ioctl(vfio->iommufd, IOMMU_IOAS_MAP, &new);
-	return ret ? -errno : 0;
-}
-
-/* Bytes unmapped, or an error. */
-static __s64 unmap(struct vfio *vfio, __u64 iova, __u64 size)
-{
-	struct vfio_iommu_type1_dma_unmap old = {
-		.argsz = sizeof(old),
-		.iova = iova,
-		.size = size,
-	};
-	struct iommu_ioas_unmap new = {
-		.size = sizeof(new),
-		.ioas_id = vfio->ioas,
-		.iova = iova,
-		.length = size,
-	};
-
-	if (vfio->legacy)
-		return ioctl(vfio->container, VFIO_IOMMU_UNMAP_DMA, &old) ? -errno :
-									    (__s64)old.size;
-	return ioctl(vfio->iommufd, IOMMU_IOAS_UNMAP, &new) ? -errno : (__s64)new.length;
-}
 
 static int enable_bus_master(struct vfio *vfio)
 {
@@ -281,6 +150,7 @@ struct nvme {
 	unsigned int block_size;
 	__u64 iova;		/* of the case that runs */
 	unsigned int mappings;
+	size_t large;
 };
 
 static __u32 reg32(struct nvme *nvme, unsigned int reg)
@@ -736,7 +606,7 @@ static int many_single_pages(struct nvme *nvme)
 /* One mapping of a lot of memory, of huge pages as far as there are some. */
 static int large_mapping(struct nvme *nvme)
 {
-	size_t size = 256UL << 20;
+	size_t size = nvme->large;
 	const char *kind = "huge";
 	unsigned char *mem = mmap(NULL, size, PROT_READ | PROT_WRITE,
 				  MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE, -1, 0);
@@ -808,7 +678,8 @@ int main(int argc, char **argv)
 	int failed = 0, ret;
 
 	if (argc < 3 || (strcmp(argv[1], "iommufd") && strcmp(argv[1], "container"))) {
-		fprintf(stderr, "usage: vfio-nvme iommufd|container DEVICE [read|MAPPINGS]\n");
+		fprintf(stderr,
+			"usage: vfio-nvme iommufd|container DEVICE [read|MAPPINGS [MIB]]\n");
 		return 2;
 	}
 	vfio.legacy = !strcmp(argv[1], "container");
@@ -826,6 +697,9 @@ int main(int argc, char **argv)
 		nvme.mappings = strtoul(argv[3], NULL, 0);
 	if (nvme.mappings < 16)
 		nvme.mappings = 16;
+	nvme.large = 256UL << 20;
+	if (argc > 4)
+		nvme.large = strtoul(argv[4], NULL, 0) << 20;
 
 	printf("    KTAP version 1\n    1..%zu\n", NR_CASES);
 	nvme.iova = CASE_IOVA;

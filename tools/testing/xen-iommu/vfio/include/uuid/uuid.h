@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* What the kernel's VFIO selftests use of libuuid. */
+#ifndef XEN_IOMMU_UUID_H
+#define XEN_IOMMU_UUID_H
+
+#include <ctype.h>
+#include <stdio.h>
+#include <string.h>
+
+typedef unsigned char uuid_t[16];
+
+/* Return: 0, or -1 for a text that is no UUID. */
+static inline int uuid_parse(const char *text, uuid_t uuid)
+{
+	int byte;
+
+	if (strlen(text) != 36)
+		return -1;
+	for (byte = 0; byte < 16; byte++) {
+		if (byte == 4 || byte == 6 || byte == 8 || byte == 10) {
+			if (*text++ != '-')
+				return -1;
+		}
+		if (!isxdigit(text[0]) || !isxdigit(text[1]))
+			return -1;
+		sscanf(text, "%2hhx", &uuid[byte]);
+		text += 2;
+	}
+	return 0;
+}
+
+#endif

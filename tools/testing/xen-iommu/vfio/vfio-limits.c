@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * vfio-limits: a program that asks for more than there is, as a test of VFIO.
+ *
+ *   vfio-limits DEVICE
+ *
+ * DEVICE is a PCI address, bound to vfio-pci. Each case runs into one limit: locked
+ * memory, contexts, the pool of page tables. It must be told so by an error, and what
+ * it gives back must be there for it again. Prints KTAP; the exit status is 0 if all is
+ * well. The kernel should have been started with few contexts and a small pool
+ * (xen_iommu.contexts, xen_iommu.pool_order), or the cases give up before the limit.
+ */
+#define _GNU_SOURCE
+#include <linux/capability.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include "vfio.h"
+
+#define expect(cond, ...)						\
+	do {								\
+		if (!(cond)) {						\
+			printf("    # line %d: ", __LINE__);		\
+			printf(__VA_ARGS__);				\
+			printf("\n");					\
+			return 1;					\
+		}							\
+	} while (0)
+
+static const char *device;
+
+static void *pages(size_t size)
+{
+	void *mem = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+
+	return mem == MAP_FAILED ? NULL : mem;
+}
+
+static int open_device(struct vfio *vfio, bool legacy)
+{
+	*vfio = (struct vfio) { .legacy = legacy, .device = -1, .container = -1, .group = -1,
+				.iommufd = -1 };
+	return legacy ? open_container(vfio, device) : open_iommufd(vfio, device);
+}
+
+static void close_device(struct vfio *vfio)
+{
+	close(vfio->device);
+	close(vfio->iommufd);
+	close(vfio->group);
+	close(vfio->container);
+}
+
+/* Without it, root may lock as much as it likes. */
+static int drop_ipc_lock(void)
+{
+	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[2];
+
+	if (syscall(SYS_capget, &head, data))
+		return -errno;
+	data[CAP_IPC_LOCK / 32].effective &= ~(1U << CAP_IPC_LOCK % 32);
+	return syscall(SYS_capset, &head, data) ? -errno : 0;
+}
+
+static int lock_too_much(bool legacy)
+{
+	const size_t limit = 1UL << 20, more = 16UL << 20;
+	struct rlimit rlimit = { .rlim_cur = limit, .rlim_max = limit };
+	struct vfio vfio;
+	void *mem = pages(more);
+	int err;
+
+	expect(mem, "no memory");
+	expect(!open_device(&vfio, legacy), "opening the device");
+	expect(!drop_ipc_lock(), "CAP_IPC_LOCK");
+	expect(!setrlimit(RLIMIT_MEMLOCK, &rlimit), "RLIMIT_MEMLOCK");
+	err = map(&vfio, 1UL << 30, mem, more, MAP_RW);
+	expect(err == -ENOMEM, "%zu bytes with a limit of %zu: %d", more, limit, err);
+	err = map(&vfio, 1UL << 30, mem, limit / 2, MAP_RW);
+	expect(!err, "%zu bytes with a limit of %zu: %d", limit / 2, limit, err);
+	expect(unmap(&vfio, 1UL << 30, limit / 2) == (__s64)limit / 2, "unmap");
+	close_device(&vfio);
+	munmap(mem, more);
+	return 0;
+}
+
+/* In a process of its own, which loses a capability. */
+static int memlock(bool legacy)
+{
+	int status;
+	pid_t child;
+
+	fflush(stdout);
+	child = fork();
+	if (!child) {
+		status = lock_too_much(legacy);
+		fflush(stdout);
+		_exit(status);
+	}
+	expect(child > 0 && waitpid(child, &status, 0) == child, "fork");
+	return status != 0;
+}
+
+static int memlock_iommufd(void)
+{
+	return memlock(false);
+}
+
+static int memlock_container(void)
+{
+	return memlock(true);
+}
+
+#define MANY 4096
+
+/* As many page tables as there are contexts. Return: how many. */
+static unsigned int take_contexts(struct vfio *vfio, __u32 *ids, int *err)
+{
+	unsigned int count;
+
+	*err = 0;
+	for (count = 0; count < MANY; count++) {
+		struct iommu_hwpt_alloc alloc = {
+			.size = sizeof(alloc),
+			.dev_id = vfio->devid,
+			.pt_id = vfio->ioas,
+		};
+
+		if (ioctl(vfio->iommufd, IOMMU_HWPT_ALLOC, &alloc)) {
+			*err = errno;
+			break;
+		}
+		ids[count] = alloc.out_hwpt_id;
+	}
+	return count;
+}
+
+static int give_contexts(struct vfio *vfio, __u32 *ids, unsigned int count)
+{
+	while (count--) {
+		struct iommu_destroy destroy = { .size = sizeof(destroy), .id = ids[count] };
+
+		if (ioctl(vfio->iommufd, IOMMU_DESTROY, &destroy))
+			return -errno;
+	}
+	return 0;
+}
+
+static int contexts_run_out(void)
+{
+	static __u32 ids[MANY];
+	unsigned int count, again;
+	struct vfio vfio;
+	void *mem = pages(PAGE);
+	int err;
+
+	expect(mem, "no memory");
+	expect(!open_device(&vfio, false), "opening the device");
+	count = take_contexts(&vfio, ids, &err);
+	printf("    # %u contexts, then: %s\n", count, strerror(err));
+	expect(count && count < MANY, "no limit reached");
+	expect(err == ENOSPC || err == ENOMEM, "another error");
+	/* What there is goes on working. */
+	expect(!map(&vfio, 1UL << 30, mem, PAGE, MAP_RW), "map");
+	expect(unmap(&vfio, 1UL << 30, PAGE) == (__s64)PAGE, "unmap");
+	expect(!give_contexts(&vfio, ids, count), "IOMMU_DESTROY: %s", strerror(errno));
+	again = take_contexts(&vfio, ids, &err);
+	expect(again == count, "%u contexts the second time", again);
+	expect(!give_contexts(&vfio, ids, again), "IOMMU_DESTROY: %s", strerror(errno));
+	close_device(&vfio);
+	munmap(mem, PAGE);
+	return 0;
+}
+
+/* Pages so far from each other that each takes tables of its own. Return: how many. */
+static unsigned int take_tables(struct vfio *vfio, void *mem, int *err)
+{
+	unsigned int count;
+
+	for (count = 0; count < MANY; count++) {
+		*err = map(vfio, (1UL << 40) + ((__u64)count << 30), mem, PAGE, MAP_RW);
+		if (*err)
+			break;
+	}
+	return count;
+}
+
+static int give_tables(struct vfio *vfio, unsigned int count)
+{
+	while (count--) {
+		if (unmap(vfio, (1UL << 40) + ((__u64)count << 30), PAGE) != (__s64)PAGE)
+			return -EIO;
+	}
+	return 0;
+}
+
+static int pool_runs_out(bool legacy)
+{
+	unsigned int count, again;
+	struct vfio vfio;
+	void *mem = pages(PAGE);
+	int err;
+
+	expect(mem, "no memory");
+	expect(!open_device(&vfio, legacy), "opening the device");
+	count = take_tables(&vfio, mem, &err);
+	printf("    # %u pages 1 GiB apart, then: %s\n", count, strerror(-err));
+	expect(count && count < MANY, "no limit reached");
+	expect(err == -ENOMEM, "another error");
+	expect(!give_tables(&vfio, count), "unmap");
+	again = take_tables(&vfio, mem, &err);
+	/* Empty tables of a level that is still in use may stay with the context. */
+	expect(again >= count, "%u pages the second time", again);
+	expect(!give_tables(&vfio, again), "unmap");
+	close_device(&vfio);
+	munmap(mem, PAGE);
+	return 0;
+}
+
+static int pool_iommufd(void)
+{
+	return pool_runs_out(false);
+}
+
+static int pool_container(void)
+{
+	return pool_runs_out(true);
+}
+
+static const struct {
+	const char *name;
+	int (*run)(void);
+} cases[] = {
+	{ "memlock_iommufd", memlock_iommufd },
+	{ "memlock_container", memlock_container },
+	{ "contexts_run_out", contexts_run_out },
+	{ "pool_runs_out_iommufd", pool_iommufd },
+	{ "pool_runs_out_container", pool_container },
+};
+
+#define NR_CASES (sizeof(cases) / sizeof(*cases))
+
+int main(int argc, char **argv)
+{
+	int failed = 0;
+
+	if (argc != 2) {
+		fprintf(stderr, "usage: vfio-limits DEVICE\n");
+		return 2;
+	}
+	device = argv[1];
+	setlinebuf(stdout);
+	printf("    KTAP version 1\n    1..%zu\n", NR_CASES);
+	for (size_t i = 0; i < NR_CASES; i++) {
+		int bad = cases[i].run();
+
+		printf("    %sok %zu %s\n", bad ? "not " : "", i + 1, cases[i].name);
+		failed += bad;
+	}
+	return failed != 0;
+}
