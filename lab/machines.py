@@ -11,6 +11,10 @@ CPUS = {"pvh": 1, "pv": 2, "bare": 2}
 EDU = ["-device", "edu,dma_mask=0xffffffffffff"]
 DISK = ["-drive", "if=none,id=disk,file=disk.img,format=raw,cache=unsafe", "-device", "nvme,drive=disk,serial=lab"]
 DISK_BYTES = 64 << 20
+# For the kernel's VFIO selftests, which drive it, and map 1 GiB at a time; needs QEMU 8.0.
+IGB = "-device igb,romfile="
+BIG_MEMORY = "3072"
+BIG_XEN_ARGS = "dom0_mem=2048M"
 
 IOMMU = {
     "vtd": ["-device", "intel-iommu,intremap=on,aw-bits=48,snoop-control=on"],

@@ -41,8 +41,6 @@ CASES = {
                           env={"LAB_TESTS": "'hypercall disk-read disk-write edu-dma'", "LAB_IOMMU": "none"}),
     "fuzz-pv-amd": works("pv", "amd", "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
                          env={"LAB_TESTS": "'hypercall disk-read disk-write edu-dma'", "LAB_IOMMU": "none"}),
-    # VFIO programs: an NVMe driver in userspace.
-    "vfio-pvh-vtd": works("pvh", "vtd", "-vfio", env={"LAB_TESTS": "vfio-nvme", "LAB_MAPPINGS": 20000}),
     **dict((
         stands_back("stand-back-stock-xen-pvh", xen="stock", dom0="pvh", iommu="vtd"),
         stands_back("stand-back-stock-xen-pv", xen="stock", dom0="pv", iommu="vtd"),
@@ -58,5 +56,4 @@ CASES = {
 EXTRA = {
     # A device must be stopped in time, nothing may be left behind.
     "stress-pvh-vtd": works("pvh", "vtd", "-stress", env={"LAB_TESTS": "'hammer cycles'"}),
-    "vfio-pv-vtd": works("pv", "vtd", "-vfio", env={"LAB_TESTS": "vfio-nvme", "LAB_MAPPINGS": 20000}),
 }

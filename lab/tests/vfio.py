@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0
+"""VFIO and iommufd in dom0: programs that drive a device, and the kernel's own selftests."""
+import copy
+import os
+import shutil
+
+import build
+import fetch
+import machines
+from lab import Skip
+from tests.boots import booted
+from util import CPUS, LOGS, REPO, clean_env, run
+
+OLDEST_QEMU = (8, 0)        # has igb
+GUEST = REPO / "tools/testing/xen-iommu"
+SHORT = ("vfio_dma_mapping_test vfio_dma_mapping_mmio_test vfio_iommufd_setup_test vfio_pci_device_test "
+         "vfio_pci_sriov_uapi_test")
+
+
+def fits(dom0, iommu):
+    for variable, value in (("DOM0", dom0), ("IOMMU", iommu)):
+        if os.environ.get(variable, value) != value:
+            raise Skip(f"{variable}={os.environ[variable]}")
+
+
+def nvme(dom0, iommu):
+    """An NVMe driver in userspace."""
+    def case(lab):
+        fits(dom0, iommu)
+        booted(lab, f"vfio-{dom0}-{iommu}", dom0=dom0, iommu=iommu,
+               env={"LAB_TESTS": "vfio-nvme", "LAB_MAPPINGS": 20000})
+    return case
+
+
+def selftests_root(lab):
+    """A folder for the guest's root with the selftests of the kernel under test."""
+    kernel = lab.kernel
+    root = build.OBJ / f"selftests-root-{kernel.obj.name}"
+    with build.lock():
+        shutil.rmtree(root, ignore_errors=True)
+        run("building the selftests",
+            ["make", f"-j{CPUS}", "-C", GUEST, f"KDIR={kernel.obj}", f"O={build.OBJ / f'guest-{kernel.obj.name}'}",
+             f"DESTDIR={root}", f"CC={build.COMPILER}", "install-selftests"],
+            LOGS / "build" / "selftests.log", env=clean_env())
+    return root
+
+
+def selftests(dom0, iommu, programs, args="", timeout=600):
+    """The kernel's own VFIO selftests, on an igb."""
+    def case(lab):
+        fits(dom0, iommu)
+        qemu = os.environ.get("QEMU") or fetch.qemu(OLDEST_QEMU)
+        what = "selftests" if programs == SHORT else "msi" if args else "driver"
+        booted(lab, f"vfio-{what}-{dom0}-{iommu}", dom0=dom0, iommu=iommu, qemu=qemu, timeout=timeout,
+               qemu_args=f"{machines.IGB} -m {machines.BIG_MEMORY}", xen_args=machines.BIG_XEN_ARGS,
+               initrd_extra=str(selftests_root(lab)),
+               env={"LAB_TESTS": "vfio-selftests", "LAB_SELFTESTS": f"'{programs}'", "LAB_SELFTEST_ARGS": f"'{args}'"})
+    return case
+
+
+def on_nvme(dom0, iommu, script, name=None, **kw):
+    """One of the guest's tests on the NVMe disk."""
+    def case(lab):
+        fits(dom0, iommu)
+        booted(lab, f"{name or script}-{dom0}-{iommu}", dom0=dom0, iommu=iommu,
+               **{"env": {"LAB_TESTS": script}, **kw})
+    return case
+
+
+def sriov(dom0, iommu):
+    """Virtual functions of an igb."""
+    def case(lab):
+        fits(dom0, iommu)
+        booted(lab, f"vfio-sriov-{dom0}-{iommu}", dom0=dom0, iommu=iommu, qemu_args=machines.IGB,
+               qemu=os.environ.get("QEMU") or fetch.qemu(OLDEST_QEMU), env={"LAB_TESTS": "vfio-sriov"})
+    return case
+
+
+def iommufd(xen, dom0, iommu):
+    """The kernel's own iommufd selftests, in a kernel with their mock devices and fault injection."""
+    def case(lab):
+        fits(dom0, iommu)
+        other = copy.copy(lab)
+        vars(other).pop("initrd", None)
+        with build.lock():
+            other.kernel = build.Kernel(lab.linux_source, "iommufd", ("dom0.config", "iommufd-test.config")).build()
+        booted(other, f"iommufd-selftests-{dom0 if xen else 'bare'}", xen=xen, dom0=dom0, iommu=iommu, timeout=2400,
+               expect=None if xen else "translated", initrd_extra=str(selftests_root(other)),
+               env={"LAB_TESTS": "iommufd-selftests"})
+    return case
+
+
+MACHINES = [(dom0, iommu) for dom0 in ("pvh", "pv") for iommu in ("vtd", "amd")]
+
+CASES = {
+    "vfio-pvh-vtd": nvme("pvh", "vtd"),
+}
+
+EXTRA = {
+    "vfio-pv-vtd": nvme("pv", "vtd"),
+    # Xen does not remap interrupts.
+    **{f"vfio-refused-{dom0}": on_nvme(dom0, "vtd", "vfio-refused", xen_args="iommu=no-intremap")
+       for dom0 in ("pvh", "pv")},
+    **{f"vfio-unplug-{dom0}": on_nvme(dom0, "vtd", "vfio-unplug") for dom0 in ("pvh", "pv")},
+    **{f"vfio-limits-{dom0}": on_nvme(dom0, "vtd", "vfio-limits",
+                                      dom0_args="xen_iommu.contexts=24 xen_iommu.pool_order=9")
+       for dom0 in ("pvh", "pv")},
+    # 1 GiB of huge pages, 256 Ki single ones.
+    "vfio-large-pvh": on_nvme("pvh", "vtd", "vfio-nvme", "vfio-large", timeout=2400, xen_args=machines.BIG_XEN_ARGS,
+                              qemu_args=f"-m {machines.BIG_MEMORY}",
+                              env={"LAB_TESTS": "vfio-nvme", "LAB_MAPPINGS": 262144, "LAB_LARGE_MIB": 1024}),
+    **{f"vfio-selftests-{dom0}-{iommu}": selftests(dom0, iommu, SHORT) for dom0, iommu in MACHINES},
+    # Real DMA, and interrupts: 1 GiB is mapped for each case.
+    **{f"vfio-driver-{dom0}-{iommu}": selftests(dom0, iommu, "vfio_pci_driver_test", timeout=2400)
+       for dom0, iommu in MACHINES},
+    # The same through iommufd only, without the long one.
+    **{f"vfio-msi-{dom0}-{iommu}": selftests(dom0, iommu, "vfio_pci_driver_test", "-T memcpy_storm -v iommufd")
+       for dom0, iommu in MACHINES},
+    "iommufd-selftests-pvh": iommufd("ours", "pvh", "vtd"),
+    "iommufd-selftests-bare": iommufd(None, "pvh", "vtd"),
+    **{f"vfio-sriov-{dom0}-{iommu}": sriov(dom0, iommu) for dom0, iommu in MACHINES},
+}
