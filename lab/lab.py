@@ -172,7 +172,9 @@ def series(lab):
 
 
 def bench(lab):
-    """T= selects configurations by the beginnings of their names, RUN= what of "kernel sizes vfio nvme" to measure."""
+    """T= selects configurations by the beginnings of their names (the others' results are kept), RUN= what of
+    "kernel sizes vfio nvme" to measure.
+    """
     from bench.measure import bench as measure
     return measure(lab, variable("T").replace(",", " ").split(), variable("RUN", "kernel sizes vfio"))
 

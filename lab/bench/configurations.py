@@ -12,9 +12,9 @@ XEN_ARGS = "dom0_mem=1536M no-sync_console"
 CONFIGURATIONS = {
     "bare-vtd-strict": dict(xen=None, iommu="vtd", expect="translated", dom0_args=STRICT),
     "bare-vtd-lazy": dict(xen=None, iommu="vtd", expect="translated", dom0_args=LAZY),
-    # The device's side of the work is QEMU's, which is not counted.
+    # The device's side of the work is QEMU's, which is not counted. With a disk, the machine hangs when it goes down.
     "bare-virtio-strict": dict(xen=None, iommu="none", expect="translated", dom0_args=STRICT,
-                               qemu_args="-device virtio-iommu-pci"),
+                               qemu_args="-device virtio-iommu-pci", disk=False),
     # No translation at all: what Linux does on Xen without our driver.
     "swiotlb-pv": dict(dom0="pv", iommu="vtd", expect="none", dom0_args="xen_iommu.enable=0",
                        what="kernel"),

@@ -36,14 +36,14 @@ def measure(lab, name, what, more=()):
     loops = parse(result.channel)
     if not loops:
         raise Fail(f"{name}: no results")
-    return {"seconds": round(result.seconds), "dom0_args": dom0_args, "loops": loops, **seen(result.console)}
+    return {"seconds": round(result.seconds), "dom0_args": dom0_args, "loops": loops,
+            "versions": {**versions(lab), **seen(result.console)}}
 
 
 def seen(console):
     """The versions that the machine itself told."""
     found = {"linux": re.search(r"Linux version (\S+)", console),
-             "xen": re.search(r"Xen version (\S+)", console),
-             "driver": re.search(r"xen-iommu: (\d+ contexts.*)", console)}
+             "xen": re.search(r"Xen version (\S+)", console)}
     return {key: match[1] for key, match in found.items() if match}
 
 
@@ -67,21 +67,27 @@ def profile(lab, name):
 
 
 def versions(lab):
+    """Of what is the same for all machines."""
     return {
         "repository": (output(["git", "-C", REPO, "describe", "--always", "--dirty"]) or "unknown").strip(),
         "qemu": (output([lab.settings.qemu, "--version"]) or "unknown").splitlines()[0],
         "compiler": (output([*build.COMPILER.split(), "--version"]) or "unknown").splitlines()[0],
-        "xen": "release build" if not lab.xen_image else lab.xen_image,
     }
 
 
 def bench(lab, chosen, what):
-    """chosen: beginnings of names of configurations, all if empty; what: parts of the guest's script."""
+    """chosen: beginnings of names of configurations, all if empty; what: parts of the guest's script.
+
+    The results of configurations that are not chosen are kept: each has its versions.
+    """
     every = [*CONFIGURATIONS, *(f"{PROFILE}{name}" for name in PROFILED)]
     if unknown := [t for t in chosen if not any(name.startswith(t) for name in every)]:
         raise Fail(f"T={unknown[0]}: no such configuration; there are {' '.join(every)}")
     names = [n for n in every if not chosen or any(n.startswith(t) for t in chosen)]
-    results = {"versions": versions(lab), "configurations": {}, "profiles": {}}
+    path = BUILD / "bench.json"
+    results = {"configurations": {}, "profiles": {}}
+    if chosen and path.exists():
+        results = json.loads(path.read_text())
     failed = []
     for name in names:
         try:
@@ -94,7 +100,7 @@ def bench(lab, chosen, what):
             say(str(failure))
         # After each: a run that is stopped leaves what it has.
         text = report.report(results)
-        (BUILD / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
+        path.write_text(json.dumps(results, indent=1) + "\n")
         (BUILD / "bench.svg").write_text(plot.draw(results))
         (BUILD / "bench.md").write_text(text)
     print(text)

@@ -91,13 +91,21 @@ def profiles(results):
                      if loop.partition("-")[2] in PROFILED_LOOPS or loop.startswith("nvme-")) or "Not measured.\n"
 
 
+def used(results):
+    """A line for each set of versions, with the configurations that were measured with it."""
+    found = {}
+    for name, result in [*results["configurations"].items(), *results["profiles"].items()]:
+        v = result["versions"]
+        line = f"repository {v['repository']}; Linux {v.get('linux', '?')}; " \
+               + (f"Xen {v['xen']}, release build; " if "xen" in v else "") + f"{v['qemu']}; {v['compiler']}"
+        found.setdefault(line, []).append(name)
+    return "\n".join(f"- {', '.join(names)}: {line}" for line, names in found.items())
+
+
 def report(results):
-    used = results["versions"]
-    machines = {f"Linux {c.get('linux', '?')}" + (f", Xen {c['xen']}" if "xen" in c else "")
-                for c in results["configurations"].values()}
     return f"""# Results of make bench
 
-Repository {used['repository']}; {'; '.join(sorted(machines))} ({used['xen']}); {used['qemu']}; {used['compiler']}.
+{used(results)}
 
 One CPU, QEMU with -icount shift=0: the guest's clock counts instructions, the hypervisor's included. A cell is: work of
 map / unmap [traps into Xen of each], all map / unmap. All is what is left of the measured instructions without clock
