@@ -201,6 +201,16 @@ struct xen_iommu_rdm {
 };
 
 /*
+ * What space for batches is for. The flush queue's timer often hits a map that
+ * has taken the space and is in the hypervisor: a flush has its own.
+ */
+enum xen_iommu_use {
+	XEN_IOMMU_MAP,
+	XEN_IOMMU_FLUSH,
+	XEN_IOMMU_NR_USES
+};
+
+/*
  * Space for one batch, just under 16 KiB. Taken by whoever sets @busy first,
  * never waited for.
  */
@@ -220,7 +230,7 @@ struct xen_iommu_buf {
  * @ops: our operations, with the static domains that there are
  * @hyp: the hypervisor
  * @stats: counters, per CPU
- * @buf: space for batches, per CPU
+ * @buf: space for batches, for each use, per CPU
  * @max_iova: highest address that can be mapped, in bytes, inclusive
  * @pgsize_bitmap: page sizes, in bytes
  * @caps: IOMMUCAP_*
@@ -637,11 +647,14 @@ static int xen_iommu_map_multi(struct xen_iommu_domain *dom,
 }
 
 /* Space for many runs, or NULL if somebody on this CPU is just using it. */
-static struct xen_iommu_buf *xen_iommu_get_buf(struct xen_iommu *xi)
+static struct xen_iommu_buf *xen_iommu_get_buf(struct xen_iommu *xi,
+					       enum xen_iommu_use use)
 {
 	struct xen_iommu_buf *buf = *raw_cpu_ptr(xi->buf);
 
-	return buf && !test_and_set_bit_lock(0, &buf->busy) ? buf : NULL;
+	if (!buf || test_and_set_bit_lock(0, &buf[use].busy))
+		return NULL;
+	return &buf[use];
 }
 
 static void xen_iommu_put_buf(struct xen_iommu_buf *buf)
@@ -667,7 +680,7 @@ static int xen_iommu_issue(struct xen_iommu_domain *dom,
 
 	*done = 0;
 	if (b->nr > 1 && !b->buf && !(xi->caps & IOMMUCAP_runs))
-		b->buf = xen_iommu_get_buf(xi);
+		b->buf = xen_iommu_get_buf(xi, XEN_IOMMU_MAP);
 	if (b->nr > 1 && (xi->caps & IOMMUCAP_runs)) {
 		ret = xen_iommu_runs(dom, IOMMU_map_runs, b, done);
 	} else if (b->nr > 1 && b->buf) {
@@ -748,7 +761,7 @@ static bool xen_iommu_batch_add(struct xen_iommu *xi, struct xen_iommu_batch *b,
 
 	if (b->nr == b->max && b->run == b->few) {
 		if (!b->buf)
-			b->buf = xen_iommu_get_buf(xi);
+			b->buf = xen_iommu_get_buf(xi, XEN_IOMMU_MAP);
 		if (b->buf) {
 			memcpy(b->buf->run, b->few, sizeof(b->few));
 			b->run = b->buf->run;
@@ -1318,7 +1331,7 @@ static unsigned long xen_iommu_flush_some(struct xen_iommu_domain *dom)
 
 	spin_lock_irqsave(&dom->flush_lock, flags);
 	all = xen_iommu_take_deferred(dom, &list);
-	buf = all ? xen_iommu_get_buf(dom->xi) : NULL;
+	buf = all ? xen_iommu_get_buf(dom->xi, XEN_IOMMU_FLUSH) : NULL;
 	while (!list_empty(&list)) {
 		if (buf && (dom->xi->caps & IOMMUCAP_runs))
 			xen_iommu_unmap_many(dom, &list, &garbage, buf);
@@ -2172,7 +2185,8 @@ static int xen_iommu_setup(struct xen_iommu *xi, const struct xen_iommu_hyp *hyp
 	for_each_possible_cpu(cpu) {
 		struct xen_iommu_buf *buf;
 
-		buf = kzalloc_node(sizeof(*buf), GFP_KERNEL, cpu_to_node(cpu));
+		buf = kcalloc_node(XEN_IOMMU_NR_USES, sizeof(*buf), GFP_KERNEL,
+				   cpu_to_node(cpu));
 		if (!buf)
 			goto err_free;
 		*per_cpu_ptr(xi->buf, cpu) = buf;

@@ -243,7 +243,7 @@ do {									\
 #undef kmalloc_obj
 #undef kzalloc_obj
 #undef kcalloc
-#undef kzalloc_node
+#undef kcalloc_node
 #undef alloc_percpu
 #undef kexec_in_progress
 #undef xen_domain
@@ -270,8 +270,8 @@ do {									\
 #define kzalloc_obj(p, ...) \
 	((typeof(p) *)xt_kmalloc(sizeof(p), default_gfp(__VA_ARGS__) | __GFP_ZERO))
 #define kcalloc(n, size, gfp)	xt_kmalloc(array_size(n, size), (gfp) | __GFP_ZERO)
-#define kzalloc_node(size, gfp, node) \
-	((void)(node), xt_kmalloc(size, (gfp) | __GFP_ZERO))
+#define kcalloc_node(n, size, gfp, node) \
+	((void)(node), xt_kmalloc(array_size(n, size), (gfp) | __GFP_ZERO))
 #define kfree(p)		xt_kfree(p)
 #define alloc_percpu(type) \
 	((typeof(type) __percpu *)xt_alloc_percpu(sizeof(type), __alignof__(type)))

@@ -484,12 +484,12 @@ static bool xt_pieces_mapped(struct xt *xt, struct iommu_domain *domain,
 	return true;
 }
 
-static void xt_set_bufs_busy(struct xt *xt, bool busy)
+static void xt_set_bufs_busy(struct xt *xt, enum xen_iommu_use use, bool busy)
 {
 	int cpu;
 
 	for_each_possible_cpu(cpu)
-		(*per_cpu_ptr(xt->xi->buf, cpu))->busy = busy;
+		(*per_cpu_ptr(xt->xi->buf, cpu))[use].busy = busy;
 }
 
 static void xt_limit_maps(struct xt *xt, u64 frames, int error)
@@ -566,13 +566,31 @@ static void map_and_flush_without_buffer(struct kunit *test)
 	struct xt *xt = xt_start(test, test->param_value);
 	struct iommu_domain *domain = xt_domain(xt);
 
-	xt_set_bufs_busy(xt, true);
+	for (int use = 0; use < XEN_IOMMU_NR_USES; use++)
+		xt_set_bufs_busy(xt, use, true);
 	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 60), 0);
 	KUNIT_EXPECT_TRUE(test, xt_pieces_mapped(xt, domain, XT_IOVA, XT_PHYS, 60));
 	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA, 60), 60);
 	xt_flush(domain);
 	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 60 * XT_4K));
-	xt_set_bufs_busy(xt, false);
+	for (int use = 0; use < XEN_IOMMU_NR_USES; use++)
+		xt_set_bufs_busy(xt, use, false);
+}
+
+/* The flush queue's timer interrupts a map: the flush is still one trap. */
+static void flush_during_map_goes_out_together(struct kunit *test)
+{
+	struct xt *xt = xt_start(test, test->param_value);
+	struct iommu_domain *domain = xt_domain(xt);
+
+	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 60), 0);
+	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA, 60), 60);
+	xt_set_bufs_busy(xt, XEN_IOMMU_MAP, true);
+	sim_reset_log(&xt->sim);
+	xt_flush(domain);
+	KUNIT_EXPECT_EQ(test, xt->sim.traps, 1);
+	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 60 * XT_4K));
+	xt_set_bufs_busy(xt, XEN_IOMMU_MAP, false);
 }
 
 /* Buffers are given back: they are there again for the next one. */
@@ -586,7 +604,8 @@ static void buffers_are_given_back(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA, 60), 60);
 	xt_flush(domain);
 	for_each_possible_cpu(cpu)
-		KUNIT_EXPECT_EQ(test, (*per_cpu_ptr(xt->xi->buf, cpu))->busy, 0);
+		for (int use = 0; use < XEN_IOMMU_NR_USES; use++)
+			KUNIT_EXPECT_EQ(test, (*per_cpu_ptr(xt->xi->buf, cpu))[use].busy, 0);
 }
 
 static void map_gigabyte_takes_little_memory(struct kunit *test)
@@ -3395,6 +3414,7 @@ static struct kunit_case xen_iommu_test_cases[] = {
 	KUNIT_CASE_PARAM(map_pieces_go_out_together, conf_gen_params),
 	KUNIT_CASE_PARAM(map_many_pieces, conf_gen_params),
 	KUNIT_CASE_PARAM(map_and_flush_without_buffer, conf_gen_params),
+	KUNIT_CASE_PARAM(flush_during_map_goes_out_together, conf_gen_params),
 	KUNIT_CASE_PARAM(buffers_are_given_back, conf_gen_params),
 	KUNIT_CASE_PARAM(map_gigabyte_takes_little_memory, conf_gen_params),
 	KUNIT_CASE_PARAM(map_needs_read_or_write, conf_gen_params),
