@@ -14,7 +14,8 @@ translated() {
 }
 wait_for() {
 	n=0
-	until [ -e "$1" ]; do
+	# shellcheck disable=SC2086 # a pattern, of what may not be there yet
+	until ls -d $1 > /dev/null 2>&1; do
 		n=$((n + 1))
 		[ $n -lt 100 ] || fail "no $1"
 		sleep 0.2
@@ -31,7 +32,7 @@ for round in 1 2 3; do
 	wait_for "$disk/iommu_group"
 done
 translated "$disk"
-wait_for /dev/nvme*n1
+wait_for '/dev/nvme*n1'
 node=$(echo /dev/nvme*n1)
 [ "$(dd if="$node" bs=1M 2> /dev/null | sha256sum | cut -d' ' -f1)" = "$LAB_DISK_SHA256" ] || fail "the disk's data is wrong"
 [ "$(attribute contexts_lost)" = 0 ] || fail "contexts are lost"
