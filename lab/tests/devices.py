@@ -44,8 +44,7 @@ def hotplug(dom0, **kw):
                               run=GUEST, **kw)
 
 
-CASES = {}
-EXTRA = {
+CASES = {
     "hotplug-pvh-vtd": hotplug("pvh"),
     "hotplug-pv-vtd": hotplug("pv", dom0_args="iommu.passthrough=0"),
 }
