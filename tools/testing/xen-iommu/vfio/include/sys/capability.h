@@ -41,7 +41,8 @@ static inline int cap_set_flag(cap_t caps, enum cap_flag flag, int count, const 
 		return -1;
 	}
 	for (int i = 0; i < count; i++) {
-		__u32 bit = CAP_TO_MASK(list[i]), *word = &caps->data[CAP_TO_INDEX(list[i])].effective;
+		__u32 *word = &caps->data[CAP_TO_INDEX(list[i])].effective;
+		__u32 bit = CAP_TO_MASK(list[i]);
 
 		*word = value == CAP_SET ? *word | bit : *word & ~bit;
 	}
