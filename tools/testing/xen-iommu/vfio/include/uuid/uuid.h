@@ -21,7 +21,9 @@ static inline int uuid_parse(const char *text, uuid_t uuid)
 			if (*text++ != '-')
 				return -1;
 		}
-		if (!isxdigit(text[0]) || !isxdigit(text[1]) || sscanf(text, "%2hhx", &uuid[byte]) != 1)
+		if (!isxdigit(text[0]) || !isxdigit(text[1]))
+			return -1;
+		if (sscanf(text, "%2hhx", &uuid[byte]) != 1)
 			return -1;
 		text += 2;
 	}
