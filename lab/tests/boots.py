@@ -15,11 +15,16 @@ def booted(lab, name, **kw):
     return result
 
 
+def fits(dom0, iommu):
+    """Skip what is not the machine that the user has asked for."""
+    for variable, value in (("DOM0", dom0), ("IOMMU", iommu)):
+        if os.environ.get(variable, value) != value:
+            raise Skip(f"{variable}={os.environ[variable]}")
+
+
 def works(dom0, iommu, name="", **kw):
     def case(lab):
-        for variable, value in (("DOM0", dom0), ("IOMMU", iommu)):
-            if os.environ.get(variable, value) != value:
-                raise Skip(f"{variable}={os.environ[variable]}")
+        fits(dom0, iommu)
         booted(lab, f"boot-{dom0}-{iommu}{name}", dom0=dom0, iommu=iommu, **kw)
     return case
 

@@ -7,20 +7,13 @@ import shutil
 import build
 import fetch
 import machines
-from lab import Skip
-from tests.boots import booted
+from tests.boots import booted, fits
 from util import CPUS, LOGS, REPO, clean_env, run
 
 OLDEST_QEMU = (8, 0)        # has igb
 GUEST = REPO / "tools/testing/xen-iommu"
 SHORT = ("vfio_dma_mapping_test vfio_dma_mapping_mmio_test vfio_iommufd_setup_test vfio_pci_device_test "
          "vfio_pci_sriov_uapi_test")
-
-
-def fits(dom0, iommu):
-    for variable, value in (("DOM0", dom0), ("IOMMU", iommu)):
-        if os.environ.get(variable, value) != value:
-            raise Skip(f"{variable}={os.environ[variable]}")
 
 
 def nvme(dom0, iommu):
