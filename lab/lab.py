@@ -176,7 +176,7 @@ def bench(lab):
     "kernel sizes vfio nvme" to measure.
     """
     from bench.measure import bench as measure
-    return measure(lab, variable("T").replace(",", " ").split(), variable("RUN", "kernel sizes vfio"))
+    return measure(lab, variable("T").replace(",", " ").split(), variable("RUN", "kernel sizes vfio nvme"))
 
 
 COMMANDS = {"run": run, "shell": shell, "test": test, "series": series, "bench": bench}

@@ -10,6 +10,9 @@ QEMU_ARGS = "-m 2560"
 XEN_ARGS = "dom0_mem=1536M no-sync_console"
 
 CONFIGURATIONS = {
+    # Without an IOMMU: what the I/O of the others is compared with.
+    "bare-none": dict(xen=None, iommu="none", expect="none", dom0_args="", what="kernel nvme"),
+    "pvh-none": dict(dom0="pvh", iommu="vtd", expect="none", dom0_args="xen_iommu.enable=0", what="nvme"),
     "bare-vtd-strict": dict(xen=None, iommu="vtd", expect="translated", dom0_args=STRICT),
     "bare-vtd-lazy": dict(xen=None, iommu="vtd", expect="translated", dom0_args=LAZY),
     # The device's side of the work is QEMU's, which is not counted. With a disk, the machine hangs when it goes down.
@@ -17,7 +20,7 @@ CONFIGURATIONS = {
                                qemu_args="-device virtio-iommu-pci", disk=False),
     # No translation at all: what Linux does on Xen without our driver.
     "swiotlb-pv": dict(dom0="pv", iommu="vtd", expect="none", dom0_args="xen_iommu.enable=0",
-                       what="kernel"),
+                       what="kernel nvme"),
     **{f"{dom0}-{iommu}-{mode}": dict(dom0=dom0, iommu=iommu, expect="translated", dom0_args=f"{arg} {TRANSLATE}")
        for dom0 in ("pvh", "pv") for iommu in ("vtd", "amd") for mode, arg in (("strict", STRICT), ("lazy", LAZY))},
 }
@@ -35,4 +38,7 @@ LOOPS = (
 DOMAIN = (("4 KiB", "domain-1"), ("2 MiB", "domain-512"), ("1 GiB", "domain-262144"))
 VFIO = tuple((f"{door} {mib} MiB{'' if pages == 'huge' else ', small pages'}", f"{door}-{mib}-{pages}")
              for door in ("type1", "iommufd") for mib in (64, 512) for pages in ("huge", "small"))
+NVME = (("random 4 KiB", "nvme-random-4k"), ("sequential 128 KiB", "nvme-sequential-128k"))
+# By the beginnings of the names: which one does the same I/O with no IOMMU of Linux's.
+WITHOUT_IOMMU = {"bare": "bare-none", "pvh": "pvh-none", "pv": "swiotlb-pv", "swiotlb": "swiotlb-pv"}
 SIZES = tuple(2 ** i for i in range(17))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tables of what "make bench" has measured, in Markdown."""
-from bench.configurations import DOMAIN, LOOPS, PROFILED_LOOPS, SIZES, VFIO
+from bench.configurations import DOMAIN, LOOPS, NVME, PROFILED_LOOPS, SIZES, VFIO, WITHOUT_IOMMU
 
 
 class Figure:
@@ -60,6 +60,40 @@ def table(results, columns, unit, calibration=False):
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" if rows else "Not measured.\n"
 
 
+def simple_table(heads, rows):
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n" if rows else "Not measured.\n"
+
+
+def contexts(results):
+    rows = []
+    for name, configuration in results["configurations"].items():
+        figure = Figure(configuration["loops"], "context")
+        if figure.there:
+            rows.append([name, number(figure.work, 1000), traps(figure.traps), number(figure.total, 1000)])
+    return simple_table(["configuration", "work", "traps", "all"], rows)
+
+
+def nvme(results):
+    """All of one read, traps, and what of it is more than the same read takes without an IOMMU."""
+    rows = []
+    for name, configuration in results["configurations"].items():
+        row = [name]
+        base = results["configurations"].get(WITHOUT_IOMMU[name.partition("-")[0]], {}).get("loops", {})
+        for _, loop in NVME:
+            figure, without = Figure(configuration["loops"], loop), Figure(base, loop)
+            if not figure.there:
+                continue
+            text = f"{number(figure.total, 1000)} [{traps(figure.traps)}]"
+            if without.there:
+                more = figure.total - without.total
+                text += f", IOMMU {number(more, 1000)} ({100 * more / figure.total:.0f} %)"
+            row.append(text)
+        if len(row) == 1 + len(NVME):
+            rows.append(row)
+    return simple_table(["configuration", *(head for head, _ in NVME)], rows)
+
+
 def sizes(results):
     """Sizes downwards, configurations across: all of map / unmap."""
     measured = {n: c["loops"] for n, c in results["configurations"].items() if "map-domain-1" in c["loops"]}
@@ -80,9 +114,10 @@ def memory(results):
             if loop.startswith("memory-"):
                 mib = int(loop.split("-")[2])
                 rows.append(f"| {name} | {loop[len('memory-'):]} | {entry['iommu_pages'] * 4 * 1024 / mib:.0f} "
-                            f"| {entry['slab_kib'] * 1024 / mib:.0f} |")
-    return "| configuration | mapped | page tables | all slab |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n" \
-        if rows else "Not measured.\n"
+                            f"| {entry['slab_kib'] * 1024 / mib:.0f} "
+                            f"| {format(entry['pool_pages'] * 4 * 1024 / mib, '.0f') if 'pool_pages' in entry else '-'} |")
+    return "| configuration | mapped | page tables | all slab | Xen's pool |\n| --- | --- | --- | --- | --- |\n" \
+        + "\n".join(rows) + "\n" if rows else "Not measured.\n"
 
 
 def profiles(results):
@@ -123,7 +158,15 @@ reads; work is all without the traps times the cost of an empty hypercall (noop)
 ## VFIO, millions of instructions, pinning of the pages included
 
 {table(results, VFIO, 1000000)}
-## Memory in Linux for what is mapped, KiB per GiB (of a single mapping; slab is all of the kernel's)
+## A domain made, a device attached and detached, the domain freed: thousands of instructions
+
+{contexts(results)}
+## NVMe, one read at a time, thousands of instructions per read [traps]
+
+What is the IOMMU's is the difference to the same read on the same kind of machine without one.
+
+{nvme(results)}
+## Memory for what is mapped, KiB per GiB (of a single mapping; slab is all of the kernel's)
 
 {memory(results)}
 ## Where the instructions go (counted by a plugin of QEMU, the whole system call that runs the loop included)

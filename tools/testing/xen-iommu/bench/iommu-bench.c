@@ -101,6 +101,23 @@ static long meminfo(const char *path, const char *name)
 	return value;
 }
 
+/* Pages that are free in Xen's pool, by what its debug key prints; -1 without one. */
+static long pool_free(void)
+{
+	FILE *out = popen("i=$(xen-dmesg -e 2>/dev/null) && xen-dmesg -k o && xen-dmesg $i", "r");
+	char line[256], *found;
+	long pages = -1;
+
+	while (out && fgets(line, sizeof(line), out)) {
+		found = strstr(line, " contexts, ");
+		if (strstr(line, "PV-IOMMU") && found)
+			sscanf(found, " contexts, %ld of", &pages);
+	}
+	if (out)
+		pclose(out);
+	return pages;
+}
+
 /* Adds what has changed since @from. */
 static void add_stats(struct stats *sum, const struct stats *from)
 {
@@ -252,6 +269,7 @@ static int bench_kernel(bool on_xen)
 		{ "sg", 256, 16 },
 		{ }
 	};
+	int64_t ret;
 
 	if (open_run())
 		return 1;
@@ -260,6 +278,12 @@ static int bench_kernel(bool on_xen)
 		measure("noop", "noop 256", 256);
 	for (unsigned int i = 0; cases[i].what; i++)
 		measure_pair(cases[i].what, cases[i].size, cases[i].ops, 8);
+	/* The first one has allocations that the others find done. */
+	ret = run_line("context 1", false);
+	if (ret >= 0)
+		measure("context", "context 16", 16);
+	else if (ret != -ENODEV)
+		report_error("context", -ret);
 	return 0;
 }
 
@@ -387,7 +411,7 @@ static void measure_vfio(struct vfio *v, unsigned long mib, bool huge)
 {
 	const char *door = v->legacy ? "type1" : "iommufd";
 	size_t size = mib << 20;
-	long tables, slab;
+	long tables, slab, pool;
 	struct stats from;
 	uint64_t start;
 	char name[48], *mem;
@@ -407,6 +431,7 @@ static void measure_vfio(struct vfio *v, unsigned long mib, bool huge)
 
 	tables = meminfo("/proc/vmstat", "nr_iommu_pages");
 	slab = meminfo("/proc/meminfo", "Slab");
+	pool = pool_free();
 	read_stats(&from);
 	start = now();
 	mark_begin();
@@ -419,9 +444,13 @@ static void measure_vfio(struct vfio *v, unsigned long mib, bool huge)
 		goto out;
 	}
 	report(name, 1, start, &from);
-	printf("# bench memory-%s-%lu-%s iommu_pages=%ld slab_kib=%ld\n", door, mib,
+	printf("# bench memory-%s-%lu-%s iommu_pages=%ld slab_kib=%ld", door, mib,
 	       huge ? "huge" : "small", meminfo("/proc/vmstat", "nr_iommu_pages") - tables,
 	       meminfo("/proc/meminfo", "Slab") - slab);
+	if (pool >= 0)
+		printf(" pool_pages=%ld", pool - pool_free());
+	printf("\n");
+	fflush(stdout);
 
 	read_stats(&from);
 	start = now();

@@ -11,6 +11,7 @@
  *   single PAGES N    N times dma_map_single() of so many contiguous pages
  *   sg ENTRIES N      N times dma_map_sg() of so many scattered pages
  *   domain PAGES N    N times iommu_map() at ever other addresses
+ *   context N         N times make a domain, attach the device, detach it, free it
  *   unmap             take back all that the line before has mapped
  *
  * The clock is read at the beginning and at the end of a loop only: where the
@@ -210,6 +211,20 @@ static void close_domain(struct bench *b)
 	b->domain = NULL;
 }
 
+static int contexts(struct bench *b, unsigned long nr)
+{
+	int ret = 0;
+
+	if (b->nr)
+		return -EBUSY;
+	close_domain(b);
+	while (nr-- && !ret) {
+		ret = open_domain(b);
+		close_domain(b);
+	}
+	return ret;
+}
+
 static int prepare(struct bench *b, enum kind what, unsigned long size, unsigned long nr)
 {
 	if (b->nr || !nr || nr > MAX_OPS || !size)
@@ -261,6 +276,8 @@ static int run_line(struct bench *b, const char *line)
 		ret = clocks(a);
 	else if (!strcmp(name, "noop"))
 		ret = noops(a);
+	else if (!strcmp(name, "context"))
+		ret = contexts(b, a);
 	else if (!strcmp(name, "unmap"))
 		ret = unmap_all(b);
 	else
