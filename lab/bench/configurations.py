@@ -25,6 +25,11 @@ CONFIGURATIONS = {
        for dom0 in ("pvh", "pv") for iommu in ("vtd", "amd") for mode, arg in (("strict", STRICT), ("lazy", LAZY))},
 }
 
+# The same machines with two CPUs and without counting: does the work of one hold up the other's?
+THREADED = [n for n in CONFIGURATIONS if n.startswith(("bare-vtd", "pvh-vtd", "pv-vtd"))]
+CONFIGURATIONS.update({f"threads-{name}": {**CONFIGURATIONS[name], "what": "threads", "cpus": 2, "icount": False}
+                       for name in THREADED})
+
 # Those that are run once more, to see where the instructions go.
 PROFILED = ("bare-vtd-strict", "pvh-vtd-strict", "pv-vtd-strict")
 # What of that the report shows; build/bench.json has all.

@@ -28,8 +28,9 @@ def measure(lab, name, what, more=()):
                             *shlex.split(lab.settings.qemu_args), *more])
     dom0_args = f"{settings.pop('dom0_args')} {lab.settings.dom0_args}".strip()
     what = settings.pop("what", what)
+    settings.setdefault("icount", True)
     say(f"measuring {name}: {what}")
-    result = lab.boot(f"bench/{name}", xen_args=XEN_ARGS, env={"LAB_BENCH": f"'{what}'"}, icount=True,
+    result = lab.boot(f"bench/{name}", xen_args=XEN_ARGS, env={"LAB_BENCH": f"'{what}'"},
                       run=". /usr/lib/xen-iommu/bench", qemu_args=qemu_args, dom0_args=dom0_args, **settings)
     if result.code or not END.search(result.channel):
         raise Fail("\n".join([f"{name}:", *explain(result), f"log: {result.logs.relative_to(REPO)}/"]))

@@ -74,18 +74,28 @@ def contexts(results):
     return simple_table(["configuration", "work", "traps", "all"], rows)
 
 
+def threads(results):
+    """Time of two CPUs, each with the work, by that of one: 1 if they do not meet, 2 if one waits for the other."""
+    rows = []
+    for name, configuration in results["configurations"].items():
+        one, two = (configuration["loops"].get(f"threads-{n}", {}).get("ns") for n in (1, 2))
+        if one and two:
+            rows.append([name.removeprefix("threads-"), f"{two / one:.2f}"])
+    return simple_table(["configuration", "time of two by time of one"], rows)
+
+
 def nvme(results):
     """All of one read, traps, and what of it is more than the same read takes without an IOMMU."""
     rows = []
     for name, configuration in results["configurations"].items():
         row = [name]
-        base = results["configurations"].get(WITHOUT_IOMMU[name.partition("-")[0]], {}).get("loops", {})
+        base = results["configurations"].get(WITHOUT_IOMMU.get(name.partition("-")[0]), {}).get("loops", {})
         for _, loop in NVME:
             figure, without = Figure(configuration["loops"], loop), Figure(base, loop)
             if not figure.there:
                 continue
             text = f"{number(figure.total, 1000)} [{traps(figure.traps)}]"
-            if without.there:
+            if without.there and base is not configuration["loops"]:
                 more = figure.total - without.total
                 text += f", IOMMU {number(more, 1000)} ({100 * more / figure.total:.0f} %)"
             row.append(text)
@@ -113,9 +123,10 @@ def memory(results):
         for loop, entry in configuration["loops"].items():
             if loop.startswith("memory-"):
                 mib = int(loop.split("-")[2])
+                pool = f"{entry['pool_pages'] * 4 * 1024 / mib:.0f}" if "pool_pages" in entry else "-"
                 rows.append(f"| {name} | {loop[len('memory-'):]} | {entry['iommu_pages'] * 4 * 1024 / mib:.0f} "
                             f"| {entry['slab_kib'] * 1024 / mib:.0f} "
-                            f"| {format(entry['pool_pages'] * 4 * 1024 / mib, '.0f') if 'pool_pages' in entry else '-'} |")
+                            f"| {pool} |")
     return "| configuration | mapped | page tables | all slab | Xen's pool |\n| --- | --- | --- | --- | --- |\n" \
         + "\n".join(rows) + "\n" if rows else "Not measured.\n"
 
@@ -161,6 +172,11 @@ reads; work is all without the traps times the cost of an empty hypercall (noop)
 ## A domain made, a device attached and detached, the domain freed: thousands of instructions
 
 {contexts(results)}
+## Two CPUs that map and unmap a page for the same device, without counting instructions
+
+1: neither waits for the other; 2: one always does. From the host's clock: other work there disturbs it.
+
+{threads(results)}
 ## NVMe, one read at a time, thousands of instructions per read [traps]
 
 What is the IOMMU's is the difference to the same read on the same kind of machine without one.

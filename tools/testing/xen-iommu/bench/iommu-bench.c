@@ -4,6 +4,7 @@
  *
  *   iommu-bench kernel                 loops of xen_iommu_bench.ko
  *   iommu-bench sizes                  iommu_map() of 1 to 65536 pages
+ *   iommu-bench threads                the same work for each of one and of two CPUs
  *   iommu-bench vfio BDF [MIB...]      VFIO type1 and iommufd, a device on vfio-pci
  *   iommu-bench nvme DEVICE            reads
  *
@@ -299,6 +300,35 @@ static int bench_sizes(void)
 	return 0;
 }
 
+/* In rounds by turns, so that both see what else the host does. */
+static int bench_threads(void)
+{
+	struct stats none = {};
+	uint64_t ns[2] = {};
+	char line[32], name[32];
+
+	if (open_run())
+		return 1;
+	for (unsigned int i = 0; i < 9; i++)
+		for (unsigned int t = 1; t <= 2; t++) {
+			int64_t took;
+
+			snprintf(line, sizeof(line), "threads %u 1000", t);
+			took = run_line(line, false);
+			if (took < 0) {
+				report_error("threads", -took);
+				return 0;
+			}
+			/* The first round warms up. */
+			ns[t - 1] += i ? took : 0;
+		}
+	for (unsigned int t = 1; t <= 2; t++) {
+		snprintf(name, sizeof(name), "threads-%u", t);
+		report_sum(name, 8000, ns[t - 1], 8, &none);
+	}
+	return 0;
+}
+
 /*
  * VFIO
  */
@@ -538,11 +568,14 @@ int main(int argc, char **argv)
 		ret = bench_kernel(!access("/sys/hypervisor/type", F_OK));
 	else if (argc >= 2 && !strcmp(argv[1], "sizes"))
 		ret = bench_sizes();
+	else if (argc >= 2 && !strcmp(argv[1], "threads"))
+		ret = bench_threads();
 	else if (argc >= 4 && !strcmp(argv[1], "vfio"))
 		ret = bench_vfio(argv[2], argv + 3);
 	else if (argc >= 3 && !strcmp(argv[1], "nvme"))
 		ret = bench_nvme(argv[2]);
 	else
-		fprintf(stderr, "usage: iommu-bench kernel|sizes|vfio BDF MIB...|nvme DEVICE\n");
+		fprintf(stderr,
+			"usage: iommu-bench kernel|sizes|threads|vfio BDF MIB...|nvme DEVICE\n");
 	return ret;
 }

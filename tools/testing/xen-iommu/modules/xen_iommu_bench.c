@@ -12,6 +12,7 @@
  *   sg ENTRIES N      N times dma_map_sg() of so many scattered pages
  *   domain PAGES N    N times iommu_map() at ever other addresses
  *   context N         N times make a domain, attach the device, detach it, free it
+ *   threads T N       on T CPUs at once, N times map and unmap one page
  *   unmap             take back all that the line before has mapped
  *
  * The clock is read at the beginning and at the end of a loop only: where the
@@ -23,6 +24,7 @@
 #include <linux/debugfs.h>
 #include <linux/dma-mapping.h>
 #include <linux/iommu.h>
+#include <linux/kthread.h>
 #include <linux/ktime.h>
 #include <linux/module.h>
 #include <linux/mutex.h>
@@ -39,6 +41,7 @@
 
 #define MAX_OPS		256
 #define MAX_ENTRIES	256
+#define MAX_THREADS	8
 
 /* Memory that is mapped with iommu_map(): nothing does DMA there. */
 #define DOMAIN_PHYS	SZ_256M
@@ -225,6 +228,66 @@ static int contexts(struct bench *b, unsigned long nr)
 	return ret;
 }
 
+struct worker {
+	struct bench *b;
+	struct task_struct *task;
+	struct completion done;
+	unsigned long nr;
+	int ret;
+};
+
+static int work(void *data)
+{
+	struct worker *w = data;
+	struct device *dev = &w->b->pdev->dev;
+
+	for (unsigned long i = 0; i < w->nr && !w->ret; i++) {
+		dma_addr_t addr = dma_map_single(dev, w->b->buffer, PAGE_SIZE, DMA_BIDIRECTIONAL);
+
+		w->ret = dma_mapping_error(dev, addr);
+		if (!w->ret)
+			dma_unmap_single(dev, addr, PAGE_SIZE, DMA_BIDIRECTIONAL);
+		cond_resched();
+	}
+	complete(&w->done);
+	return 0;
+}
+
+static int threads(struct bench *b, unsigned long nr_threads, unsigned long nr)
+{
+	struct worker w[MAX_THREADS] = {};
+	unsigned int cpu = 0, n = 0;
+	int ret = 0;
+
+	if (b->nr || !nr_threads || nr_threads > MAX_THREADS)
+		return -EINVAL;
+	if (nr_threads > num_online_cpus())
+		return -ENODEV;
+	close_domain(b);
+	for_each_online_cpu(cpu) {
+		if (n == nr_threads)
+			break;
+		w[n] = (struct worker) { .b = b, .nr = nr };
+		init_completion(&w[n].done);
+		w[n].task = kthread_create_on_cpu(work, &w[n], cpu, "bench/%u");
+		if (IS_ERR(w[n].task)) {
+			ret = PTR_ERR(w[n].task);
+			break;
+		}
+		n++;
+	}
+	for (unsigned int i = 0; i < n; i++) {
+		if (ret)
+			w[i].nr = 0;
+		wake_up_process(w[i].task);
+	}
+	for (unsigned int i = 0; i < n; i++) {
+		wait_for_completion(&w[i].done);
+		ret = ret ?: w[i].ret;
+	}
+	return ret;
+}
+
 static int prepare(struct bench *b, enum kind what, unsigned long size, unsigned long nr)
 {
 	if (b->nr || !nr || nr > MAX_OPS || !size)
@@ -278,6 +341,8 @@ static int run_line(struct bench *b, const char *line)
 		ret = noops(a);
 	else if (!strcmp(name, "context"))
 		ret = contexts(b, a);
+	else if (!strcmp(name, "threads"))
+		ret = threads(b, a, nr);
 	else if (!strcmp(name, "unmap"))
 		ret = unmap_all(b);
 	else
