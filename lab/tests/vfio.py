@@ -101,6 +101,8 @@ CASES = {
 
 EXTRA = {
     "vfio-pv-vtd": nvme("pv", "vtd"),
+    "vfio-pvh-amd": nvme("pvh", "amd"),
+    "vfio-pv-amd": nvme("pv", "amd"),
     # 1 GiB of huge pages, 256 Ki single ones.
     "vfio-large-pvh": on_nvme("pvh", "vtd", "vfio-nvme", "vfio-large", timeout=2400, xen_args=machines.BIG_XEN_ARGS,
                               qemu_args=f"-m {machines.BIG_MEMORY}",

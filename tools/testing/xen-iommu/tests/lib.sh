@@ -132,3 +132,26 @@ attribute() {
 counter() {
 	awk -v name="$1" '$1 == name { print $2; found = 1 } END { exit !found }' "$STATS"
 }
+
+# What Xen says of the contexts and of their pool, in /tmp/key.
+xen_contexts() {
+	mark=$(xen-dmesg -e)
+	xen-dmesg -k o
+	xen-dmesg "$mark" > /tmp/key
+	grep -q 'PV-IOMMU: ' /tmp/key || fail "Xen does not tell its pool"
+}
+
+# Pages of Xen's pool that hold mappings: all but those that are free, or only wait to be.
+tables_in_use() {
+	xen_contexts
+	awk '/PV-IOMMU: / { n = $(NF - 2) - $(NF - 4) }
+	     / tag .* tables / {
+		for (i = 2; i <= NF; i++) {
+			if ($i ~ /^empty/)
+				n -= substr($(i - 1), 2)
+			if ($i ~ /^stale/)
+				n -= $(i - 1)
+		}
+	     }
+	     END { print n }' /tmp/key
+}
