@@ -49,9 +49,10 @@ wait_until() {
 	done
 }
 
-# What programs must leave as they have found it, by the driver's count and by Xen's. Contexts that
-# the driver keeps for the next user are not of that; Xen shows them empty, and without devices. Xen
-# keeps some empty tables with a context, and some until the next flush: they are free for use.
+# What programs must leave as they have found it, by the driver's count and by Xen's. Not of that are
+# contexts that Xen shows empty and without devices: the driver keeps them for the next user. And
+# Xen keeps some empty tables with a context, and some until the next flush: they are free for use.
+# But each page of the pool must be free or with a context.
 holdings() {
 	if [ ! -d "$CLASS" ]; then
 		echo "no xen-iommu" > /tmp/holdings
@@ -71,20 +72,20 @@ holdings() {
 				return text
 			}
 		}
-		/PV-IOMMU: / { pages = $(NF - 2) - $(NF - 4) }
+		/PV-IOMMU: / { astray = $(NF - 2) - $(NF - 4) }
 		/: identity, / { contexts++ }
 		/ tag .* tables / {
-			pages -= before("stale") + before("empty")
-			if (before("devices") + before("frames")) {
+			astray -= before("tables") + before("stale") + before("spare")
+			if (before("devices") + before("frames"))
 				contexts++
+			if (before("frames") + 0) {
 				frames += before("frames")
-			} else {
-				pages -= before("tables") - before("empty")
+				pages += before("tables") - before("empty")
 			}
 		}
 		END {
-			printf "%d contexts (Xen: %d), %d frames mapped by %d pages of the pool\n",
-			       used, contexts, frames, pages
+			printf "%d contexts (Xen: %d), %d frames mapped by %d tables, %d pages astray\n",
+			       used, contexts, frames, pages, astray
 		}' /tmp/key > /tmp/holdings
 }
 
@@ -100,11 +101,17 @@ end_count() {
 	after=$(cat /tmp/holdings)
 	say "after: $after"
 	[ "$before" = "$after" ] || fail "something was left behind"
+	case $after in
+	*" 0 pages astray" | "no xen-iommu") ;;
+	*) fail "pages of the pool are neither free nor with a context" ;;
+	esac
 }
 
 # start_reader BACKEND: a program that has the disk $dev do DMA without end; its process is $reader
 start_reader() {
-	vfio-nvme "$1" "$dev" read > /tmp/reading &
+	# Emptied here, or the next look could see what the last one has said.
+	: > /tmp/reading
+	vfio-nvme "$1" "$dev" read >> /tmp/reading &
 	reader=$!
 	wait_until "$1: the reader begins" reader_said
 	grep -q reading /tmp/reading || fail "$1: the reader did not get going: $(cat /tmp/reading)"
