@@ -84,10 +84,16 @@ def iommufd(xen, dom0, iommu):
     return case
 
 
+def msi(dom0, iommu):
+    """Real DMA and interrupts through iommufd, without the long case."""
+    return selftests(dom0, iommu, "vfio_pci_driver_test", "-T memcpy_storm -v iommufd")
+
+
 MACHINES = [(dom0, iommu) for dom0 in ("pvh", "pv") for iommu in ("vtd", "amd")]
 
 CASES = {
     "vfio-pvh-vtd": nvme("pvh", "vtd"),
+    "vfio-pv-amd": nvme("pv", "amd"),
     # Xen does not remap interrupts.
     **{f"vfio-refused-{dom0}": on_nvme(dom0, "vtd", "vfio-refused", xen_args="iommu=no-intremap")
        for dom0 in ("pvh", "pv")},
@@ -97,23 +103,25 @@ CASES = {
        for dom0 in ("pvh", "pv")},
     # Xen 4.20 has no SR-IOV for a PVH dom0: it refuses the functions for their MSI-X tables (SUPPORT.md).
     "vfio-sriov-pv-vtd": sriov("pv", "vtd"),
+    "vfio-selftests-pvh-vtd": selftests("pvh", "vtd", SHORT),
+    "vfio-selftests-pv-amd": selftests("pv", "amd", SHORT),
+    "vfio-msi-pvh-vtd": msi("pvh", "vtd"),
+    "vfio-msi-pv-vtd": msi("pv", "vtd"),
 }
 
 EXTRA = {
     "vfio-pv-vtd": nvme("pv", "vtd"),
     "vfio-pvh-amd": nvme("pvh", "amd"),
-    "vfio-pv-amd": nvme("pv", "amd"),
     # 1 GiB of huge pages, 256 Ki single ones.
     "vfio-large-pvh": on_nvme("pvh", "vtd", "vfio-nvme", "vfio-large", timeout=2400, xen_args=machines.BIG_XEN_ARGS,
                               qemu_args=f"-m {machines.BIG_MEMORY}",
                               env={"LAB_TESTS": "vfio-nvme", "LAB_MAPPINGS": 262144, "LAB_LARGE_MIB": 1024}),
-    **{f"vfio-selftests-{dom0}-{iommu}": selftests(dom0, iommu, SHORT) for dom0, iommu in MACHINES},
+    **{f"vfio-selftests-{dom0}-{iommu}": selftests(dom0, iommu, SHORT)
+       for dom0, iommu in (("pvh", "amd"), ("pv", "vtd"))},
     # Real DMA, and interrupts: 1 GiB is mapped for each case.
     **{f"vfio-driver-{dom0}-{iommu}": selftests(dom0, iommu, "vfio_pci_driver_test", timeout=2400)
        for dom0, iommu in MACHINES},
-    # The same through iommufd only, without the long one.
-    **{f"vfio-msi-{dom0}-{iommu}": selftests(dom0, iommu, "vfio_pci_driver_test", "-T memcpy_storm -v iommufd")
-       for dom0, iommu in MACHINES},
+    **{f"vfio-msi-{dom0}-amd": msi(dom0, "amd") for dom0 in ("pvh", "pv")},
     "iommufd-selftests-pvh": iommufd("ours", "pvh", "vtd"),
     "iommufd-selftests-bare": iommufd(None, "pvh", "vtd"),
     "vfio-sriov-pv-amd": sriov("pv", "amd"),
