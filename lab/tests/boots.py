@@ -44,6 +44,9 @@ CASES = {
     # must work afterwards.
     "fuzz-pvh-vtd": works("pvh", "vtd", "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
                           env={"LAB_TESTS": "'hypercall disk-read disk-write edu-dma'", "LAB_IOMMU": "none"}),
+    # Two CPUs, and calls from both at once.
+    "fuzz-pv-vtd": works("pv", "vtd", "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
+                         env={"LAB_TESTS": "'hypercall disk-read disk-write edu-dma'", "LAB_IOMMU": "none"}),
     "fuzz-pv-amd": works("pv", "amd", "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
                          env={"LAB_TESTS": "'hypercall disk-read disk-write edu-dma'", "LAB_IOMMU": "none"}),
     **dict((
