@@ -195,6 +195,7 @@ struct pv_iommu_map_pages {
 /*
  * Extension, IOMMUCAP_deferred_unmap: do not flush the IOTLB. Devices may
  * reach the pages until IOMMU_flush_pages, which also releases the frames.
+ * Ranges with frames of other domains are flushed, and released, at once.
  */
 #define IOMMU_UNMAP_no_flush        BIT(0)
 

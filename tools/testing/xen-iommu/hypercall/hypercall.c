@@ -796,24 +796,36 @@ struct grant_unmap {
 	int16_t status;
 };
 
+#define GRANT_DEVICE_MAP 1
 #define GRANT_HOST_MAP	2
 #define GRANT_READONLY	4
+/* Of the entry in the table: being read, being written to. */
+#define GRANT_IN_USE	0x18
 
-static long map_grant(unsigned int dom, unsigned int ref, uint64_t gfn, unsigned int flags,
+/*
+ * Mapped for the CPU in PVH. In PV that takes page table entries, which Linux has to
+ * make: mapped for devices only.
+ */
+static long map_grant(unsigned int dom, unsigned int ref, uint64_t *gfn, unsigned int flags,
 		      uint32_t *handle)
 {
 	struct grant_map op = {
-		.host_addr = gfn << 12, .flags = GRANT_HOST_MAP | flags, .ref = ref, .dom = dom,
+		.host_addr = pv ? 0 : *gfn << 12, .ref = ref, .dom = dom,
+		.flags = (pv ? GRANT_DEVICE_MAP : GRANT_HOST_MAP) | flags,
 	};
 	long ret = hypercall4(GRANT_TABLE_OP, 0, (unsigned long)&op, 1, 0);
 
 	*handle = op.handle;
+	if (pv)
+		*gfn = op.bus_addr >> 12;
 	return ret ?: op.status;
 }
 
 static long unmap_grant(uint64_t gfn, uint32_t handle)
 {
-	struct grant_unmap op = { .host_addr = gfn << 12, .handle = handle };
+	struct grant_unmap op = {
+		.host_addr = pv ? 0 : gfn << 12, .bus_addr = pv ? gfn << 12 : 0, .handle = handle,
+	};
 	long ret = hypercall4(GRANT_TABLE_OP, 1, (unsigned long)&op, 1, 0);
 
 	return ret ?: op.status;
@@ -834,54 +846,66 @@ static void *grant_table(unsigned int dom)
 static void test_grants(void)
 {
 	struct { uint16_t flags, domid; uint32_t frame; } volatile *table;
-	uint64_t mfn = 0, gfn = 1ul << 26;
-	struct reservation r = { .extents = &mfn, .nr = 1 };
+	uint64_t extent[2] = { 0, 1 }, gfn[2] = { 1ul << 26, (1ul << 26) + 1 };
+	struct reservation r = { .extents = extent, .nr = 2 };
 	int ctx = new_ctx(0);
 	unsigned int done;
 	uint32_t handle[2];
 	long dom;
 
-	/* A PV domain's mappings are page table entries, which Linux has to make. */
-	if (pv) {
-		free_ctx(ctx, 0);
-		printf("ok %u grants # SKIP not in PV\n", ++test_nr);
-		return;
-	}
 	dom = new_domain();
 	want(dom > 0, "%ld", dom);
 	memset(&domctl_op, 0, sizeof(domctl_op));
 	domctl_op.max_kb = 1024;
 	want_eq(domctl(11, dom), 0);
 	r.domid = dom;
-	want_eq(hypercall(MEMORY_OP, 6, (unsigned long)&r), 1);
+	/* The domain is PV: it has machine frames. */
+	want_eq(hypercall(MEMORY_OP, 6, (unsigned long)&r), 2);
 	table = grant_table(dom);
 	want(table, "%d", errno);
 	if (case_failed)
 		goto out;
 	for (int ref = 8; ref < 10; ref++) {
 		table[ref].domid = 0;
-		table[ref].frame = mfn;
+		table[ref].frame = extent[ref - 8];
 		__sync_synchronize();
 		table[ref].flags = ref == 8 ? 1 | 4 : 1;
 	}
 
-	want_eq(map_grant(dom, 8, gfn, GRANT_READONLY, &handle[0]), 0);
-	want_eq(map_grant(dom, 9, gfn + 1, 0, &handle[1]), 0);
-	want_eq(map(ctx, 0, gfn, 1, RD | WR, SZ_4K, &done), -EPERM);
-	want_eq(map(ctx, 0, gfn, 1, WR, SZ_4K, &done), -EPERM);
-	want_eq(map(ctx, 0, gfn, 1, RD, SZ_4K, &done), 0);
-	want_eq(map(ctx, 1, gfn + 1, 1, RD | WR, SZ_4K, &done), 0);
-	want_eq(unmap_grant(gfn, handle[0]), 0);
-	want_eq(unmap_grant(gfn + 1, handle[1]), 0);
-	want_eq(table[8].flags & 0x18, 0);
-	want_eq(map(ctx, 2, gfn, 1, RD, SZ_4K, &done), -ENOENT);
-	want_eq(map(ctx, 2, gfn + 1, 1, RD, SZ_4K, &done), -ENOENT);
+	want_eq(map_grant(dom, 8, &gfn[0], GRANT_READONLY, &handle[0]), 0);
+	want_eq(map_grant(dom, 9, &gfn[1], 0, &handle[1]), 0);
+	if (!pv) {
+		/* In PV nothing tells that a frame is a grant. */
+		want_eq(map(ctx, 0, gfn[0], 1, RD | WR, SZ_4K, &done), -EPERM);
+		want_eq(map(ctx, 0, gfn[0], 1, WR, SZ_4K, &done), -EPERM);
+	}
+	want_eq(map(ctx, 0, gfn[0], 1, RD, SZ_4K, &done), 0);
+	want_eq(map(ctx, 1, gfn[1], 1, RD | WR, SZ_4K, &done), 0);
+	want_eq(map(ctx, 2, gfn[1], 1, RD, SZ_4K, &done), 0);
+	want_eq(unmap_grant(gfn[0], handle[0]), 0);
+	want_eq(unmap_grant(gfn[1], handle[1]), 0);
+	/* For their owner they are in use until the last I/O mapping has gone, and flushed. */
+	want_eq(table[8].flags & GRANT_IN_USE, 8);
+	want_eq(table[9].flags & GRANT_IN_USE, GRANT_IN_USE);
+	want_eq(unmap(ctx, 1, 1, 0, SZ_4K, &done), 0);
+	want_eq(table[9].flags & GRANT_IN_USE, GRANT_IN_USE);
+	want_eq(unmap(ctx, 2, 1, UNMAP_NO_FLUSH, SZ_4K, &done), 0);
+	want_eq(table[9].flags & GRANT_IN_USE, 0);
+	if (!pv) {
+		want_eq(map(ctx, 2, gfn[0], 1, RD, SZ_4K, &done), -ENOENT);
+		want_eq(map(ctx, 2, gfn[1], 1, RD, SZ_4K, &done), -ENOENT);
+	}
+	/* Without an I/O mapping, a grant ends at once. */
+	want_eq(map_grant(dom, 9, &gfn[1], 0, &handle[1]), 0);
+	want_eq(table[9].flags & GRANT_IN_USE, GRANT_IN_USE);
+	want_eq(unmap_grant(gfn[1], handle[1]), 0);
+	want_eq(table[9].flags & GRANT_IN_USE, 0);
 out:
 	if (table)
 		munmap((void *)table, 4096);
 	/* The domain dies, its page must not before it is unmapped. */
 	want_eq(domctl(2, dom), 0);
-	want_eq(unmap(ctx, 0, 2, 0, SZ_4K, &done), 0);
+	want_eq(unmap(ctx, 0, 1, 0, SZ_4K, &done), 0);
 	want_eq(free_ctx(ctx, 0), 0);
 	report("grants");
 }

@@ -19,6 +19,7 @@
 #include <strings.h>
 
 #include "pv-iommu.h" /* public */
+#include "grant_table.h"
 
 #define CONFIG_PV_IOMMU 1
 #define ERESTART 85
@@ -53,6 +54,7 @@
 #define panic(fmt, ...) abort()
 #define printk_ratelimit() false
 #define XENLOG_ERR
+#define XENLOG_G_ERR
 #define XENLOG_INFO
 #define XENLOG_WARNING
 
@@ -88,7 +90,8 @@ typedef struct { int level; bool held; } spinlock_t;
 static int lock_level[8], lock_depth;
 static int level_of(const char *name)
 {
-    return strstr(name, "init_lock") ? 1 : strstr(name, "ctx->lock") ? 2 : 3;
+    return strstr(name, "init_lock") ? 1 : strstr(name, "ctx->lock") ? 2
+           : strstr(name, "grant_lock") ? 4 : 3;
 }
 #define DEFINE_SPINLOCK(n) spinlock_t n
 #define spin_lock_init(l) (*(l) = (spinlock_t){ 0 })
@@ -215,6 +218,27 @@ static void page_list_move(struct page_list_head *to, struct page_list_head *h)
     while ( (p = page_list_remove_head(h)) )
         page_list_add_tail(p, to);
 }
+
+/* A radix tree, in the simplest way. */
+struct radix_tree_root { void *item[NR_PAGES]; };
+#define radix_tree_init(r) memset(r, 0, sizeof(*(r)))
+#define radix_tree_lookup(r, i) ((r)->item[i])
+#define radix_tree_delete(r, i) ((r)->item[i] = NULL)
+static int radix_tree_insert(struct radix_tree_root *r, unsigned long i, void *p)
+{
+    assert(!r->item[i]);
+    r->item[i] = p;
+    return 0;
+}
+static void radix_tree_destroy(struct radix_tree_root *r, void *fn)
+{
+    unsigned long i;
+
+    for ( i = 0; i < NR_PAGES; i++ )
+        assert(!r->item[i]);
+}
+static void gnttab_end_mapping(struct domain *ld, struct domain *rd,
+                               grant_ref_t ref, mfn_t mfn, uint16_t flags);
 
 /* Frames of the domains come first, then the heap. */
 #define FIRST_HEAP 8192

@@ -134,6 +134,7 @@ static int hw_init(struct pv_iommu_hw *h)
         h->sw_noref = 1UL << 53;
         h->sw_rsvd = 1UL << 54;
         h->sw_dead = 1UL << 55;
+        h->sw_grant = 1UL << 56;
     }
     else
     {
@@ -148,12 +149,13 @@ static int hw_init(struct pv_iommu_hw *h)
         h->sw_noref = 4;
         h->sw_rsvd = 8;
         h->sw_dead = 16;
+        h->sw_grant = 128;
     }
     return 0;
 }
 
 static domid_t next_tag = 0x8000;
-static bool fail_flush, fail_attach;
+static bool fail_flush, fail_attach, flush_failed;
 static unsigned long flushes;
 
 static int ctx_init(struct pv_iommu_ctx *ctx)
@@ -182,7 +184,10 @@ static int flush(struct pv_iommu_ctx *ctx, dfn_t dfn, unsigned long nr,
     assert(!lock_depth);
     flushes++;
     if ( fail_flush )
+    {
+        flush_failed = true;
         return -ETIMEDOUT;
+    }
     if ( !(flags & IOMMU_FLUSHF_modified) )
         return 0;
     for ( i = 0; i < NR_TLB; i++ )
@@ -434,6 +439,55 @@ static unsigned long model_unmap(unsigned int c, unsigned long dfn,
 static void forget(unsigned int c)
 {
     memset(&model[c], 0, sizeof(model[c]));
+}
+
+/* Grants: how often each frame is mapped, and how often its owner thinks so. */
+static unsigned int grants_pinned[NR_PAGES], grants_ended;
+
+static bool is_grant(unsigned long gfn)
+{
+    if ( frame_table[gfn].owner != &domU )
+        return false;
+    return !dom0.translated || p2m_type[gfn] == p2m_grant_map_rw ||
+           p2m_type[gfn] == p2m_grant_map_ro;
+}
+
+static void gnttab_end_mapping(struct domain *ld, struct domain *rd,
+                               grant_ref_t ref, mfn_t mfn, uint16_t flags)
+{
+    assert(ld == &dom0 && rd == &domU && ref == mfn_x(mfn) + 7 && flags == 2);
+    assert(!p2m_locks && !tlb_has_frame(mfn_x(mfn), false));
+    assert(grants_pinned[mfn_x(mfn)]);
+    grants_pinned[mfn_x(mfn)]--;
+    grants_ended++;
+}
+
+/* The domain ends a grant: held as long as any context has the frame. */
+static void end_a_grant(void)
+{
+    unsigned long gfn = 1100 + rnd(10), i;
+    bool held, mapped = false, deferred = false;
+    unsigned int c;
+
+    if ( !is_grant(gfn) )
+        return;
+    for ( c = 1; c <= NR_CTX; c++ )
+    {
+        const struct pv_iommu_ctx *ctx = dom0.iommu.pv->ctx[c];
+
+        deferred |= ctx && ctx->def_head != ctx->def_tail;
+        for ( i = 0; i < NR_DFN; i++ )
+            mapped |= model[c].map[i].prot && model[c].map[i].gfn == gfn;
+    }
+    if ( grants_pinned[gfn] > 20 )
+        return;
+    grants_pinned[gfn]++;
+    held = pv_iommu_hold_grant(&dom0, &domU, gfn + 7, _mfn(gfn), 2);
+    /* Only a flush that failed can leave a frame of another domain behind. */
+    assert(held || !mapped);
+    assert(!held || mapped || (deferred && flush_failed));
+    if ( !held )
+        grants_pinned[gfn]--;
 }
 
 static unsigned long oom;
@@ -759,11 +813,13 @@ static void run_case(bool translated, int format, unsigned int order,
     assert(call(IOMMU_query_capabilities, &cap) == 0 &&
            cap.max_ctx_no == NR_CTX);
 
-    oom = 0;
+    oom = grants_ended = 0;
+    flush_failed = false;
     for ( i = 0; i < calls; i++ )
     {
         preempt_every = rnd(4) ? 0 : 1 + rnd(4);
         random_call();
+        end_a_grant();
         if ( !(i % 16) )
             verify();
     }
@@ -781,11 +837,13 @@ static void run_case(bool translated, int format, unsigned int order,
         ;
     assert(!dom0.iommu.pv && !heap_used && xen_allocs == allocs);
     for ( i = 0; i < FIRST_HEAP; i++ )
-        assert(frame_table[i].count == 1 && !frame_table[i].writable);
+        assert(frame_table[i].count == 1 && !frame_table[i].writable &&
+               !grants_pinned[i]);
+    assert(grants_ended || !calls);
 
-    printf("ok - %s, %s, %u pool pages, %lu calls (%lu out of memory)\n",
+    printf("ok - %s, %s, %u pool pages, %lu calls (%lu out of memory, %u grants held)\n",
            translated ? "PVH" : "PV", format == FMT_VTD ? "VT-d" : "AMD-Vi",
-           1U << order, calls, oom);
+           1U << order, calls, oom, grants_ended);
 }
 
 int main(int argc, char **argv)

@@ -24,10 +24,14 @@
  *                      contexts
  *   ctx->lock          the tables of a context
  *   pv->lock           the pool, and the array of contexts with their users
- * P2M locks and hypercall copies are taken with none of the latter two held.
+ *   pv->grant_lock     frames that are granted to the domain
+ * P2M locks and hypercall copies are taken with none of the latter three held,
+ * other than that pv->grant_lock is taken inside of P2M locks.  Grant table
+ * locks are taken inside of ctx->lock, and nest with none of the others.
  */
 
 #include <xen/event.h>
+#include <xen/grant_table.h>
 #include <xen/guest_access.h>
 #include <xen/hypercall.h>
 #include <xen/init.h>
@@ -39,6 +43,7 @@
 #include <xen/param.h>
 #include <xen/pci.h>
 #include <xen/pv-iommu.h>
+#include <xen/radix-tree.h>
 #include <xen/sched.h>
 #include <xen/xvmalloc.h>
 
@@ -383,12 +388,123 @@ static void trim_empty(struct pv_iommu_ctx *ctx, unsigned int keep)
  * Frames
  */
 
-static void put_frames(mfn_t mfn, unsigned long nr, uint64_t pte)
+/*
+ * A frame of another domain that contexts map.  It may be a grant, which then
+ * must not end, as far as its owner can tell, before the frame is unmapped.
+ */
+struct granted {
+    /* Entries of contexts. */
+    unsigned long nr;
+    /* Grants that the domain ended meanwhile. */
+    struct ended {
+        struct ended *next;
+        struct domain *rd;
+        grant_ref_t ref;
+        uint16_t flags;
+    } *ended;
+};
+
+static int grant_get(struct pv_iommu *pv, mfn_t mfn)
+{
+    struct granted *g;
+    int rc = 0;
+
+    spin_lock(&pv->grant_lock);
+
+    g = radix_tree_lookup(&pv->granted, mfn_x(mfn));
+    if ( !g )
+    {
+        g = xzalloc(struct granted);
+        rc = g ? radix_tree_insert(&pv->granted, mfn_x(mfn), g) : -ENOMEM;
+        if ( rc )
+            xfree(g);
+    }
+    if ( !rc )
+        g->nr++;
+
+    spin_unlock(&pv->grant_lock);
+
+    return rc;
+}
+
+static void grant_put(struct pv_iommu *pv, mfn_t mfn)
+{
+    struct ended *ended = NULL, *e;
+    struct granted *g;
+
+    spin_lock(&pv->grant_lock);
+
+    g = radix_tree_lookup(&pv->granted, mfn_x(mfn));
+    if ( !g )
+        ASSERT_UNREACHABLE();
+    else if ( !--g->nr )
+    {
+        ended = g->ended;
+        radix_tree_delete(&pv->granted, mfn_x(mfn));
+        xfree(g);
+    }
+
+    spin_unlock(&pv->grant_lock);
+
+    while ( (e = ended) )
+    {
+        ended = e->next;
+        gnttab_end_mapping(pv->d, e->rd, e->ref, mfn, e->flags);
+        xfree(e);
+    }
+}
+
+bool pv_iommu_hold_grant(struct domain *ld, struct domain *rd, grant_ref_t ref,
+                         mfn_t mfn, uint16_t flags)
+{
+    struct pv_iommu *pv = ACCESS_ONCE(dom_iommu(ld)->pv);
+    struct granted *g;
+    bool hold = false;
+
+    if ( likely(!pv) )
+        return false;
+
+    spin_lock(&pv->grant_lock);
+
+    g = radix_tree_lookup(&pv->granted, mfn_x(mfn));
+    if ( g )
+    {
+        struct ended *e = xzalloc(struct ended);
+
+        hold = true;
+        if ( e )
+        {
+            e->rd = rd;
+            e->ref = ref;
+            e->flags = flags;
+            e->next = g->ended;
+            g->ended = e;
+        }
+        else
+            /* Rather than with the device it stays with nobody. */
+            printk(XENLOG_G_ERR "%pd: grant %#x of %pd leaked\n", ld, ref, rd);
+    }
+
+    spin_unlock(&pv->grant_lock);
+
+    return hold;
+}
+
+static void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn,
+                       unsigned long nr, uint64_t pte)
 {
     struct page_info *pg;
 
     if ( pte & (hw.sw_noref | hw.sw_rsvd) )
         return;
+
+    if ( pte & hw.sw_grant )
+    {
+        unsigned long i;
+
+        for ( i = 0; i < nr; i++ )
+            grant_put(ctx->pv, mfn_add(mfn, i));
+    }
 
     for ( pg = mfn_to_page(mfn); nr--; pg++ )
         if ( pte & hw.sw_write )
@@ -420,8 +536,9 @@ static long get_mmio(const struct domain *d, mfn_t mfn, unsigned long nr,
     return -EPERM;
 }
 
+/* Sets *grant for a frame that may be granted, i.e. one that isn't d's. */
 static int get_frame(const struct domain *d, struct page_info *pg, bool typed,
-                     bool foreign)
+                     bool foreign, bool *grant)
 {
     /* Unlike get_page() this does not log what a caller asked for in vain. */
     const struct domain *owner = page_get_owner_and_reference(pg);
@@ -447,6 +564,21 @@ static int get_frame(const struct domain *d, struct page_info *pg, bool typed,
         return -EPERM;
     }
 
+    *grant = owner != d && *grant;
+    if ( *grant )
+    {
+        int rc = grant_get(dom_iommu(d)->pv, page_to_mfn(pg));
+
+        if ( rc )
+        {
+            if ( typed )
+                put_page_and_type(pg);
+            else
+                put_page(pg);
+            return rc;
+        }
+    }
+
     return 0;
 }
 
@@ -454,12 +586,13 @@ static int get_frame(const struct domain *d, struct page_info *pg, bool typed,
  * Translate gfn, and get references to up to nr frames that are contiguous from
  * there.  Returns the number of frames, and sets the PTE bits for them.
  */
-static long get_run(struct domain *d, unsigned long gfn, unsigned long nr,
-                    bool write, mfn_t *mfn, uint64_t *pte)
+static long get_run(const struct pv_iommu_ctx *ctx, unsigned long gfn,
+                    unsigned long nr, bool write, mfn_t *mfn, uint64_t *pte)
 {
+    struct domain *d = ctx->d;
     unsigned long i = 0;
     bool translate = paging_mode_translate(d), foreign = false, mmio = false;
-    bool typed;
+    bool typed, grant = false;
     long rc = 0;
 
     if ( translate )
@@ -478,12 +611,15 @@ static long get_run(struct domain *d, unsigned long gfn, unsigned long nr,
             break;
 
         case p2m_map_foreign:
-        case p2m_grant_map_rw:
             foreign = true;
             break;
 
+        case p2m_grant_map_rw:
+            foreign = grant = true;
+            break;
+
         case p2m_grant_map_ro:
-            foreign = true;
+            foreign = grant = true;
             fallthrough;
         case p2m_ram_ro:
             if ( write )
@@ -517,6 +653,7 @@ static long get_run(struct domain *d, unsigned long gfn, unsigned long nr,
             mmio = !mfn_valid(*mfn);
         /* Nothing tells a frame's foreign mappings: be privileged over all. */
         foreign = is_hardware_domain(d) && is_control_domain(d);
+        grant = foreign;
     }
 
     /*
@@ -535,10 +672,22 @@ static long get_run(struct domain *d, unsigned long gfn, unsigned long nr,
         ASSERT(nr <= PT_ENTRIES);
         for ( ; i < nr; i++, pg++ )
         {
+            bool granted = grant;
+
             rc = valid || mfn_valid(mfn_add(*mfn, i))
-                 ? get_frame(d, pg, typed, foreign) : -EXDEV;
+                 ? get_frame(d, pg, typed, foreign, &granted) : -EXDEV;
             if ( rc )
                 break;
+            if ( !i )
+                *pte |= granted ? hw.sw_grant : 0;
+            else if ( granted != !!(*pte & hw.sw_grant) )
+            {
+                /* PV only: no P2M lock is held. Another run begins here. */
+                ASSERT(!translate);
+                put_frames(ctx, mfn_add(*mfn, i), 1,
+                           (*pte & ~hw.sw_grant) | (granted ? hw.sw_grant : 0));
+                break;
+            }
         }
 
         /* RAM type for Xen, MMIO for the domain. */
@@ -705,10 +854,12 @@ static void split(struct pv_iommu_ctx *ctx, uint64_t *ptep, unsigned long dfn)
 
 /*
  * Make the entries of nr frames dead. Sets *splits when the flush must not be
- * limited to these frames.
+ * limited to these frames, and *grants when it must not be deferred: the owner
+ * of a frame may take it back as soon as the caller is done with it.
  */
 static int kill_frames(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                       unsigned long nr, unsigned long *done, bool *splits)
+                       unsigned long nr, unsigned long *done, bool *splits,
+                       bool *grants)
 {
     unsigned long i = 0;
     int rc = 0;
@@ -756,6 +907,8 @@ static int kill_frames(struct pv_iommu_ctx *ctx, unsigned long dfn,
                 break;
             }
 
+            if ( pte & hw.sw_grant )
+                *grants = true;
             write_pte(&tbl[idx + n], (pte & ~hw.present) | hw.sw_dead);
             i += span(level);
         }
@@ -805,7 +958,7 @@ static void reap(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
                 ASSERT(level == 1 || (!((dfn + i) & (span(level) - 1)) &&
                                       nr - i >= span(level)));
                 tbl[idx + n] = 0;
-                put_frames(pte_mfn(pte), span(level), pte);
+                put_frames(ctx, pte_mfn(pte), span(level), pte);
                 ctx->nr_frames -= span(level);
                 gone++;
                 if ( level > 1 )
@@ -1096,7 +1249,7 @@ static bool zap_one(struct pv_iommu_ctx *ctx)
         }
 
         tbl[i] = 0;
-        put_frames(pte_mfn(pte), span(level), pte);
+        put_frames(ctx, pte_mfn(pte), span(level), pte);
         ctx->nr_frames -= span(level);
         if ( level > 1 )
         {
@@ -1451,7 +1604,10 @@ static int init_step(struct domain *d, const struct pv_iommu_init *op,
         if ( !pv )
             goto out;
 
+        pv->d = d;
         spin_lock_init(&pv->lock);
+        spin_lock_init(&pv->grant_lock);
+        radix_tree_init(&pv->granted);
         INIT_PAGE_LIST_HEAD(&pv->pool);
         INIT_PAGE_LIST_HEAD(&pv->quirk_leaked);
         pv->max_ctx = op->max_ctx_no;
@@ -1768,8 +1924,8 @@ static int map_chunk(struct pv_iommu_ctx *ctx, unsigned long dfn,
         uint64_t pte;
         mfn_t mfn, next;
         unsigned long n, got = 0;
-        long ret = get_run(d, gfn + *done, nr - *done, flags & hw.write, &mfn,
-                           &pte);
+        long ret = get_run(ctx, gfn + *done, nr - *done, flags & hw.write,
+                           &mfn, &pte);
 
         if ( ret < 0 )
             return ret;
@@ -1780,13 +1936,13 @@ static int map_chunk(struct pv_iommu_ctx *ctx, unsigned long dfn,
         {
             uint64_t pte2;
 
-            ret = get_run(d, gfn + *done + n, nr - *done - n, flags & hw.write,
-                          &next, &pte2);
+            ret = get_run(ctx, gfn + *done + n, nr - *done - n,
+                          flags & hw.write, &next, &pte2);
             if ( ret < 0 )
                 break;
             if ( pte2 != pte || !mfn_eq(next, mfn_add(mfn, n)) )
             {
-                put_frames(next, ret, pte2);
+                put_frames(ctx, next, ret, pte2);
                 break;
             }
             n += ret;
@@ -1795,7 +1951,7 @@ static int map_chunk(struct pv_iommu_ctx *ctx, unsigned long dfn,
         rc = install(ctx, dfn + *done, mfn, n, flags | pte, retry, &got);
         *done += got;
         if ( got < n )
-            put_frames(mfn_add(mfn, got), n - got, pte);
+            put_frames(ctx, mfn_add(mfn, got), n - got, pte);
 
         if ( !rc )
             continue;
@@ -1848,10 +2004,11 @@ static int map_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
     {
         /* Larger pages are mapped wholly or not at all. */
         unsigned long part = *done & ((1UL << order) - 1), n;
-        bool splits = false;
+        bool splits = false, grants = false;
 
         *done -= part;
-        if ( part && !kill_frames(ctx, dfn + *done, part, &n, &splits) &&
+        if ( part &&
+             !kill_frames(ctx, dfn + *done, part, &n, &splits, &grants) &&
              finish_unmap(ctx, dfn + *done, n, splits) )
             return rc;
     }
@@ -1989,7 +2146,7 @@ static int check_mapped(struct pv_iommu_ctx *ctx, unsigned long dfn,
  */
 static int unmap_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
                      unsigned long nr, unsigned int order, unsigned long *done,
-                     bool *splits)
+                     bool *splits, bool *grants)
 {
     unsigned long page = 1UL << order, batch = max(page, UNMAP_BATCH + 0UL);
     int rc = 0;
@@ -2015,7 +2172,7 @@ static int unmap_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
             n = 1;
 
         if ( !rc )
-            rc = kill_frames(ctx, cur, n, &part, splits);
+            rc = kill_frames(ctx, cur, n, &part, splits, grants);
         *done += part;
         if ( rc )
             break;
@@ -2060,16 +2217,16 @@ static int op_unmap(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
         goto out;
 
     do {
-        bool splits = false;
+        bool splits = false, grants = false;
 
         preempted = false;
-        rc = unmap_run(ctx, op.dfn, nr, order, &done, &splits);
+        rc = unmap_run(ctx, op.dfn, nr, order, &done, &splits, &grants);
 
         /*
          * A deferred range for which there is no room is flushed here; what
          * was deferred before it is left for the caller to flush.
          */
-        if ( done && (!(op.unmap_flags & IOMMU_UNMAP_no_flush) ||
+        if ( done && (!(op.unmap_flags & IOMMU_UNMAP_no_flush) || grants ||
                       !defer(ctx, op.dfn, done)) )
             ret = finish_unmap(ctx, op.dfn, done, splits);
 
@@ -2207,10 +2364,11 @@ static int op_runs(struct pv_iommu *pv, bool map, bool continued,
                          pte_flags(op.flags), &done);
         else
         {
-            bool splits = false;
+            bool splits = false, grants = false;
 
-            rc = unmap_run(ctx, r->dfn, r->nr_frames, 0, &done, &splits);
-            if ( done && !defer(ctx, r->dfn, done) )
+            rc = unmap_run(ctx, r->dfn, r->nr_frames, 0, &done, &splits,
+                           &grants);
+            if ( done && (grants || !defer(ctx, r->dfn, done)) )
             {
                 /* No room: this is where the one flush becomes two. */
                 ret = finish_unmap(ctx, r->dfn, done, splits) ?:
@@ -2381,6 +2539,7 @@ int pv_iommu_domain_destroy(struct domain *d)
 {
     struct domain_iommu *hd = dom_iommu(d);
     struct pv_iommu *pv = hd->pv;
+    struct pci_dev *pdev;
     unsigned int no;
     int rc;
 
@@ -2394,6 +2553,12 @@ int pv_iommu_domain_destroy(struct domain *d)
 
     if ( !pv )
         return 0;
+
+    pcidevs_lock();
+    for_each_pdev ( d, pdev )
+        if ( pv_iommu_release_pdev(pdev) )
+            printk(XENLOG_ERR "%pp: left in an IOMMU context\n", &pdev->sbdf);
+    pcidevs_unlock();
 
     for ( no = 1; no <= pv->max_ctx; no++ )
     {
@@ -2429,7 +2594,10 @@ int pv_iommu_domain_destroy(struct domain *d)
 
     /* Contexts that were leaked refer to it, and to the domain. */
     if ( !pv->nr_ctx )
+    {
+        radix_tree_destroy(&pv->granted, NULL);
         XVFREE(hd->pv);
+    }
     else
         get_knownalive_domain(d);
 

@@ -5,8 +5,11 @@
 #include <xen/list.h>
 #include <xen/mm.h>
 #include <xen/pci.h>
+#include <xen/radix-tree.h>
 #include <xen/spinlock.h>
 #include <xen/types.h>
+
+#include <public/grant_table.h>
 
 /*
  * Layout of the page table entries of the IOMMU, and its limits. Tables of both
@@ -24,7 +27,7 @@ struct pv_iommu_hw {
     /* Set in any leaf; for leaves above level 1: (pte & super_mask) == super. */
     uint64_t leaf, super, super_mask;
     /* Bits that the hardware ignores, also while the entry is not present. */
-    uint64_t sw_write, sw_noref, sw_rsvd, sw_dead;
+    uint64_t sw_write, sw_noref, sw_rsvd, sw_dead, sw_grant;
 
     /* Levels of the page tables of a context. */
     unsigned int levels;
@@ -98,6 +101,10 @@ struct pv_iommu {
     struct page_list_head pool;
     /* For CONFIG_PV_IOMMU_QUIRKS: pages that are not to be used again. */
     struct page_list_head quirk_leaked;
+    struct domain *d;
+    /* Other domains' frames that contexts map, by number; and its lock. */
+    spinlock_t grant_lock;
+    struct radix_tree_root granted;
     struct pv_iommu_ctx *ctx[]; /* [max_ctx + 1], [0] is unused */
 };
 
@@ -110,7 +117,13 @@ struct pv_iommu_ctx *pv_iommu_pdev_ctx(const struct domain *d,
 struct domain *pv_iommu_domid_owner(domid_t domid);
 /* Move a device back to the default context, to be called ahead of others. */
 int pv_iommu_release_pdev(struct pci_dev *pdev);
-/* Free everything, after the devices have gone. May return -ERESTART. */
+/*
+ * The domain ends a mapping of a grant (flags: GNTMAP_*). True if contexts still
+ * map the frame: gnttab_end_mapping() is called once they don't.
+ */
+bool pv_iommu_hold_grant(struct domain *ld, struct domain *rd, grant_ref_t ref,
+                         mfn_t mfn, uint16_t flags);
+/* Free everything, for a domain that dies. May return -ERESTART. */
 int pv_iommu_domain_destroy(struct domain *d);
 /* The hardware domain's devices have been set up. */
 void pv_iommu_hwdom_init(struct domain *d);
@@ -133,6 +146,13 @@ static inline struct domain *pv_iommu_domid_owner(domid_t domid)
 static inline int pv_iommu_release_pdev(struct pci_dev *pdev)
 {
     return 0;
+}
+
+static inline bool pv_iommu_hold_grant(
+    struct domain *ld, struct domain *rd, grant_ref_t ref, mfn_t mfn,
+    uint16_t flags)
+{
+    return false;
 }
 
 static inline int pv_iommu_domain_destroy(struct domain *d)
