@@ -2043,6 +2043,8 @@ static int op_map(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
     {
         op.pgsize = PAGE_SIZE_4K;
         op.map_flags &= IOMMU_MAP_readable | IOMMU_MAP_writeable;
+        /* Bits of an address beyond the tables are ignored. */
+        op.dfn &= hw.max_dfn;
         /* What nobody can access cannot be unmapped, either. */
         if ( !op.map_flags )
         {
@@ -2196,6 +2198,7 @@ static int op_unmap(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
     {
         op.pgsize = PAGE_SIZE_4K;
         op.unmap_flags = 0;
+        op.dfn &= hw.max_dfn;
     }
 
     order = pgsize_order(op.pgsize);
