@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
 """Devices that come and go: Xen is told before the IOMMU core is, and the driver gets them in a domain of their own."""
-from tests.boots import booted
+import os
+
+from tests.boots import booted, fits
+
+# The IOMMU that the user has asked for.
+IOMMU = os.environ.get("IOMMU") or "vtd"
 
 GUEST = r"""
 . /usr/lib/xen-iommu/lib.sh
@@ -40,11 +45,13 @@ node=$(echo /dev/nvme*n1)
 
 
 def hotplug(dom0, **kw):
-    return lambda lab: booted(lab, f"hotplug-{dom0}-vtd", dom0=dom0, iommu="vtd", expect="translated",
-                              run=GUEST, **kw)
+    def case(lab):
+        fits(dom0, IOMMU)
+        booted(lab, f"hotplug-{dom0}-{IOMMU}", dom0=dom0, iommu=IOMMU, expect="translated", run=GUEST, **kw)
+    return case
 
 
 CASES = {
-    "hotplug-pvh-vtd": hotplug("pvh"),
-    "hotplug-pv-vtd": hotplug("pv", dom0_args="iommu.passthrough=0"),
+    f"hotplug-pvh-{IOMMU}": hotplug("pvh"),
+    f"hotplug-pv-{IOMMU}": hotplug("pv", dom0_args="iommu.passthrough=0"),
 }

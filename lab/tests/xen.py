@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """What Xen can be told on its command line: to block DMA, to behave like the drafts, to do without a feature."""
+import os
+
 from tests.boots import works
 
 # Bits of the hypercall's capabilities.
@@ -53,3 +55,7 @@ EXTRA = {
     # As stress-pvh-vtd, on the other IOMMU and without translation by default.
     "stress-pv-amd": works("pv", "amd", "-stress", env={"LAB_TESTS": "'hammer cycles'"}),
 }
+
+# What runs by default on VT-d does so on the other IOMMU if the user asks for that.
+if os.environ.get("IOMMU") == "amd":
+    CASES.update({name: EXTRA.pop(name) for name in list(EXTRA) if name.startswith("no-") and name.endswith("-amd")})
