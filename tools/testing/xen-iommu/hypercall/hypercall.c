@@ -874,11 +874,8 @@ static void test_grants(void)
 
 	want_eq(map_grant(dom, 8, &gfn[0], GRANT_READONLY, &handle[0]), 0);
 	want_eq(map_grant(dom, 9, &gfn[1], 0, &handle[1]), 0);
-	if (!pv) {
-		/* In PV nothing tells that a frame is a grant. */
-		want_eq(map(ctx, 0, gfn[0], 1, RD | WR, SZ_4K, &done), -EPERM);
-		want_eq(map(ctx, 0, gfn[0], 1, WR, SZ_4K, &done), -EPERM);
-	}
+	want_eq(map(ctx, 0, gfn[0], 1, RD | WR, SZ_4K, &done), -EPERM);
+	want_eq(map(ctx, 0, gfn[0], 1, WR, SZ_4K, &done), -EPERM);
 	want_eq(map(ctx, 0, gfn[0], 1, RD, SZ_4K, &done), 0);
 	want_eq(map(ctx, 1, gfn[1], 1, RD | WR, SZ_4K, &done), 0);
 	want_eq(map(ctx, 2, gfn[1], 1, RD, SZ_4K, &done), 0);

@@ -230,12 +230,13 @@ static int radix_tree_insert(struct radix_tree_root *r, unsigned long i, void *p
     r->item[i] = p;
     return 0;
 }
-static void radix_tree_destroy(struct radix_tree_root *r, void *fn)
+static void radix_tree_destroy(struct radix_tree_root *r, void (*fn)(void *))
 {
     unsigned long i;
 
     for ( i = 0; i < NR_PAGES; i++ )
-        assert(!r->item[i]);
+        if ( r->item[i] )
+            fn(r->item[i]);
 }
 static void gnttab_end_mapping(struct domain *ld, struct domain *rd,
                                grant_ref_t ref, mfn_t mfn, uint16_t flags);
@@ -362,6 +363,7 @@ static void *xalloc(size_t n)
 }
 #define xzalloc(t) ((t *)xalloc(sizeof(t)))
 #define xfree(p) (xen_allocs--, free(p))
+#define XFREE(p) do { xfree(p); (p) = NULL; } while ( 0 )
 #define xvfree xfree
 #define XVFREE(p) do { xvfree(p); (p) = NULL; } while ( 0 )
 #define xvzalloc_flex_struct(t, f, n) \

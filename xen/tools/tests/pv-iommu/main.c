@@ -256,6 +256,9 @@ static bool typed(unsigned long gfn, unsigned int prot)
             t == p2m_grant_map_rw || t == p2m_grant_map_ro);
 }
 
+/* PV: mappings of grants, read-only and writable. */
+static unsigned int granted_ro[NR_PAGES], granted_rw[NR_PAGES];
+
 /* 0, or the error for mapping this frame. */
 static int model_gfn(unsigned long gfn, unsigned int prot)
 {
@@ -274,6 +277,8 @@ static int model_gfn(unsigned long gfn, unsigned int prot)
         if ( !frame_table[gfn].owner )
             return -ENOENT;
         if ( frame_table[gfn].owner == dom_io )
+            return -EPERM;
+        if ( write && granted_ro[gfn] && !granted_rw[gfn] )
             return -EPERM;
     }
     else
@@ -488,6 +493,26 @@ static void end_a_grant(void)
     assert(!held || mapped || (deferred && flush_failed));
     if ( !held )
         grants_pinned[gfn]--;
+}
+
+static void map_or_unmap_a_grant(void)
+{
+    unsigned long gfn = 1100 + rnd(10);
+    bool ro = rnd(2);
+    unsigned int *n = ro ? granted_ro : granted_rw;
+
+    if ( n[gfn] && rnd(3) )
+    {
+        pv_iommu_grant_unmapped(&dom0, _mfn(gfn), ro);
+        n[gfn]--;
+    }
+    else
+    {
+        int rc = pv_iommu_grant_mapped(&dom0, _mfn(gfn), ro);
+
+        assert(rc == !dom0.translated);
+        n[gfn] += rc;
+    }
 }
 
 static unsigned long oom;
@@ -766,6 +791,8 @@ static void run_case(bool translated, int format, unsigned int order,
     memset(tlb, 0, sizeof(tlb));
     memset(pde, 0, sizeof(pde));
     memset(model, 0, sizeof(model));
+    memset(granted_ro, 0, sizeof(granted_ro));
+    memset(granted_rw, 0, sizeof(granted_rw));
     for ( i = 0; i < 3; i++ )
         dev[i].pv_ctx = NULL;
 
@@ -820,6 +847,7 @@ static void run_case(bool translated, int format, unsigned int order,
         preempt_every = rnd(4) ? 0 : 1 + rnd(4);
         random_call();
         end_a_grant();
+        map_or_unmap_a_grant();
         if ( !(i % 16) )
             verify();
     }

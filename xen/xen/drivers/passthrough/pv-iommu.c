@@ -395,6 +395,11 @@ static void trim_empty(struct pv_iommu_ctx *ctx, unsigned int keep)
 struct granted {
     /* Entries of contexts. */
     unsigned long nr;
+    /*
+     * Grants that are mapped, read-only and writable, since IOMMU_init.  Only in
+     * PV: elsewhere the P2M knows.
+     */
+    unsigned int ro, rw;
     /* Grants that the domain ended meanwhile. */
     struct ended {
         struct ended *next;
@@ -404,22 +409,42 @@ struct granted {
     } *ended;
 };
 
-static int grant_get(struct pv_iommu *pv, mfn_t mfn)
+static struct granted *granted_find(struct pv_iommu *pv, mfn_t mfn)
+{
+    struct granted *g = radix_tree_lookup(&pv->granted, mfn_x(mfn));
+
+    if ( !g )
+    {
+        g = xzalloc(struct granted);
+        if ( g && radix_tree_insert(&pv->granted, mfn_x(mfn), g) )
+            XFREE(g);
+    }
+
+    return g;
+}
+
+static void granted_free(struct pv_iommu *pv, mfn_t mfn, struct granted *g)
+{
+    if ( g->nr || g->ro || g->rw )
+        return;
+
+    radix_tree_delete(&pv->granted, mfn_x(mfn));
+    xfree(g);
+}
+
+static int grant_get(struct pv_iommu *pv, mfn_t mfn, bool write)
 {
     struct granted *g;
     int rc = 0;
 
     spin_lock(&pv->grant_lock);
 
-    g = radix_tree_lookup(&pv->granted, mfn_x(mfn));
+    g = granted_find(pv, mfn);
     if ( !g )
-    {
-        g = xzalloc(struct granted);
-        rc = g ? radix_tree_insert(&pv->granted, mfn_x(mfn), g) : -ENOMEM;
-        if ( rc )
-            xfree(g);
-    }
-    if ( !rc )
+        rc = -ENOMEM;
+    else if ( write && g->ro && !g->rw )
+        rc = -EPERM;
+    else
         g->nr++;
 
     spin_unlock(&pv->grant_lock);
@@ -440,8 +465,8 @@ static void grant_put(struct pv_iommu *pv, mfn_t mfn)
     else if ( !--g->nr )
     {
         ended = g->ended;
-        radix_tree_delete(&pv->granted, mfn_x(mfn));
-        xfree(g);
+        g->ended = NULL;
+        granted_free(pv, mfn, g);
     }
 
     spin_unlock(&pv->grant_lock);
@@ -452,6 +477,52 @@ static void grant_put(struct pv_iommu *pv, mfn_t mfn)
         gnttab_end_mapping(pv->d, e->rd, e->ref, mfn, e->flags);
         xfree(e);
     }
+}
+
+int pv_iommu_grant_mapped(struct domain *ld, mfn_t mfn, bool readonly)
+{
+    struct pv_iommu *pv = ACCESS_ONCE(dom_iommu(ld)->pv);
+    struct granted *g;
+    int rc = 1;
+
+    if ( likely(!pv) || paging_mode_translate(ld) )
+        return 0;
+
+    spin_lock(&pv->grant_lock);
+
+    g = granted_find(pv, mfn);
+    if ( !g )
+        rc = -ENOMEM;
+    else if ( readonly )
+        g->ro++;
+    else
+        g->rw++;
+
+    spin_unlock(&pv->grant_lock);
+
+    return rc;
+}
+
+void pv_iommu_grant_unmapped(struct domain *ld, mfn_t mfn, bool readonly)
+{
+    struct pv_iommu *pv = dom_iommu(ld)->pv;
+    struct granted *g;
+
+    spin_lock(&pv->grant_lock);
+
+    g = radix_tree_lookup(&pv->granted, mfn_x(mfn));
+    if ( !g || !(readonly ? g->ro : g->rw) )
+        ASSERT_UNREACHABLE();
+    else
+    {
+        if ( readonly )
+            g->ro--;
+        else
+            g->rw--;
+        granted_free(pv, mfn, g);
+    }
+
+    spin_unlock(&pv->grant_lock);
 }
 
 bool pv_iommu_hold_grant(struct domain *ld, struct domain *rd, grant_ref_t ref,
@@ -467,7 +538,7 @@ bool pv_iommu_hold_grant(struct domain *ld, struct domain *rd, grant_ref_t ref,
     spin_lock(&pv->grant_lock);
 
     g = radix_tree_lookup(&pv->granted, mfn_x(mfn));
-    if ( g )
+    if ( g && g->nr )
     {
         struct ended *e = xzalloc(struct ended);
 
@@ -567,7 +638,7 @@ static int get_frame(const struct domain *d, struct page_info *pg, bool typed,
     *grant = owner != d && *grant;
     if ( *grant )
     {
-        int rc = grant_get(dom_iommu(d)->pv, page_to_mfn(pg));
+        int rc = grant_get(dom_iommu(d)->pv, page_to_mfn(pg), typed);
 
         if ( rc )
         {
@@ -2538,6 +2609,11 @@ long do_iommu_op(unsigned int subop, XEN_GUEST_HANDLE_PARAM(void) arg)
  * Domain destruction, boot, debugging
  */
 
+static void cf_check free_granted(void *g)
+{
+    xfree(g);
+}
+
 int pv_iommu_domain_destroy(struct domain *d)
 {
     struct domain_iommu *hd = dom_iommu(d);
@@ -2598,7 +2674,8 @@ int pv_iommu_domain_destroy(struct domain *d)
     /* Contexts that were leaked refer to it, and to the domain. */
     if ( !pv->nr_ctx )
     {
-        radix_tree_destroy(&pv->granted, NULL);
+        /* Grants that are mapped still, and go next. */
+        radix_tree_destroy(&pv->granted, free_granted);
         XVFREE(hd->pv);
     }
     else

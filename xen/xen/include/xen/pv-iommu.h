@@ -118,6 +118,12 @@ struct domain *pv_iommu_domid_owner(domid_t domid);
 /* Move a device back to the default context, to be called ahead of others. */
 int pv_iommu_release_pdev(struct pci_dev *pdev);
 /*
+ * A PV domain maps a grant. 1: pv_iommu_grant_unmapped() has to follow, 0: it must
+ * not, or an error.
+ */
+int pv_iommu_grant_mapped(struct domain *ld, mfn_t mfn, bool readonly);
+void pv_iommu_grant_unmapped(struct domain *ld, mfn_t mfn, bool readonly);
+/*
  * The domain ends a mapping of a grant (flags: GNTMAP_*). True if contexts still
  * map the frame: gnttab_end_mapping() is called once they don't.
  */
@@ -147,6 +153,15 @@ static inline int pv_iommu_release_pdev(struct pci_dev *pdev)
 {
     return 0;
 }
+
+static inline int pv_iommu_grant_mapped(struct domain *ld, mfn_t mfn,
+                                        bool readonly)
+{
+    return 0;
+}
+
+static inline void pv_iommu_grant_unmapped(struct domain *ld, mfn_t mfn,
+                                           bool readonly) {}
 
 static inline bool pv_iommu_hold_grant(
     struct domain *ld, struct domain *rd, grant_ref_t ref, mfn_t mfn,
