@@ -106,12 +106,6 @@ ABI_SIZE(run, 24);
 ABI_FIELD(run, gfn, 0);
 ABI_FIELD(run, dfn, 8);
 ABI_FIELD(run, nr_frames, 16);
-ABI_SIZE(runs, 32);
-ABI_FIELD(runs, ctx_no, 0);
-ABI_FIELD(runs, flags, 4);
-ABI_FIELD(runs, nr_runs, 8);
-ABI_FIELD(runs, runs, 16);
-ABI_FIELD(runs, done, 24);
 
 /* Base system peripheral: an IOMMU's own function. */
 #define PCI_CLASS_SYSTEM_IOMMU	0x0806
@@ -181,6 +175,8 @@ struct xen_iommu_stats {
 /**
  * struct xen_iommu_hyp - the hypervisor, as the driver sees it
  * @iommu_op: the PV-IOMMU hypercall
+ * @iommu_op_regs: the same for ops with their arguments in registers; NULL where
+ *	there is no such call
  * @multicall: several hypercalls in one trap
  * @memory_op: the memory hypercall
  * @pfn_to_gfn: guest frame of a kernel pfn; NULL where they are the same
@@ -189,6 +185,9 @@ struct xen_iommu_stats {
  */
 struct xen_iommu_hyp {
 	long (*iommu_op)(unsigned int subop, void *arg);
+	long (*iommu_op_regs)(unsigned int subop, unsigned long a1,
+			      unsigned long a2, unsigned long a3,
+			      unsigned long a4);
 	int (*multicall)(struct multicall_entry *call, u32 nr);
 	int (*memory_op)(unsigned int cmd, void *arg);
 	unsigned long (*pfn_to_gfn)(unsigned long pfn);
@@ -513,6 +512,58 @@ static int xen_iommu_map_one(struct xen_iommu_domain *dom,
 	return ret;
 }
 
+/*
+ * All runs in one hypercall, with the arguments in registers. It returns how much
+ * it has done; what has kept it from doing more, if it was not preemption, comes
+ * out when it is made for the remainder.
+ */
+static int xen_iommu_runs(struct xen_iommu_domain *dom, bool map, u32 flags,
+			  const struct pv_iommu_run *run, unsigned int nr,
+			  u64 *done)
+{
+	u64 ctx = dom->ctx | (u64)flags << 32, wanted = 0;
+	struct xen_iommu *xi = dom->xi;
+	unsigned int subop;
+	long ret = 0;
+
+	if (nr == 1)
+		subop = map ? IOMMU_map_range : IOMMU_unmap_range;
+	else
+		subop = map ? IOMMU_map_runs : IOMMU_unmap_runs;
+	for (unsigned int i = 0; i < nr; i++)
+		wanted += run[i].nr_frames;
+
+	for (*done = 0; *done < wanted; *done += ret) {
+		xen_iommu_count(xi, XEN_IOMMU_HYPERCALLS, 1);
+		if (nr == 1)
+			ret = xi->hyp->iommu_op_regs(subop, ctx,
+						     run->dfn + *done,
+						     run->nr_frames - *done,
+						     run->gfn + *done);
+		else
+			ret = xi->hyp->iommu_op_regs(subop, ctx,
+						     (unsigned long)run, nr,
+						     *done);
+		/* Of a list, it counts what was done before. */
+		if (ret > 0 && nr > 1)
+			ret -= *done;
+		if (ret <= 0) {
+			ret = ret ?: -EIO;
+			break;
+		}
+		ret = min_t(u64, ret, wanted - *done);
+	}
+
+	ret = min(ret, 0L);
+	if (ret) {
+		xen_iommu_count(xi, XEN_IOMMU_ERRORS, 1);
+		trace_xen_iommu_error(subop, ret);
+	}
+	xen_iommu_count(xi, map ? XEN_IOMMU_MAP_OPS : XEN_IOMMU_UNMAP_OPS, 1);
+	trace_xen_iommu_runs(subop, dom->ctx, run->dfn, nr, wanted, *done, ret);
+	return ret;
+}
+
 static int xen_iommu_unmap_one(struct xen_iommu_domain *dom,
 			       struct pv_iommu_run *run, u64 *done)
 {
@@ -522,6 +573,9 @@ static int xen_iommu_unmap_one(struct xen_iommu_domain *dom,
 	u32 wanted, got;
 	int ret;
 
+	if (xi->caps & IOMMUCAP_runs)
+		return xen_iommu_runs(dom, false, 0, run, 1, done);
+
 	xen_iommu_next_unmap(dom, run, 0, &op);
 	wanted = op.nr_pages;
 	ret = xen_iommu_op(xi, IOMMU_unmap_pages, &op);
@@ -529,34 +583,6 @@ static int xen_iommu_unmap_one(struct xen_iommu_domain *dom,
 	*done += (u64)got * (op.pgsize >> XEN_PAGE_SHIFT);
 	xen_iommu_count(xi, XEN_IOMMU_UNMAP_OPS, 1);
 	trace_xen_iommu_unmap(dom->ctx, dfn, wanted, op.pgsize, got, ret);
-	return ret;
-}
-
-/* All runs in one hypercall. */
-static int xen_iommu_runs(struct xen_iommu_domain *dom, unsigned int subop,
-			  struct xen_iommu_batch *b, u64 *done)
-{
-	struct pv_iommu_runs op = {
-		.ctx_no = dom->ctx,
-		.flags = b->flags,
-		.nr_runs = b->nr,
-	};
-	struct xen_iommu *xi = dom->xi;
-	u64 wanted = 0;
-	int ret;
-
-	for (unsigned int i = 0; i < b->nr; i++)
-		wanted += b->run[i].nr_frames;
-
-	set_xen_guest_handle(op.runs, b->run);
-	ret = xen_iommu_op(xi, subop, &op);
-	*done = min(op.done, wanted);
-	if (!ret && *done < wanted)
-		ret = -EIO;
-	xen_iommu_count(xi, subop == IOMMU_map_runs ? XEN_IOMMU_MAP_OPS :
-						      XEN_IOMMU_UNMAP_OPS, 1);
-	trace_xen_iommu_runs(subop, dom->ctx, b->run[0].dfn, b->nr, wanted,
-			     *done, ret);
 	return ret;
 }
 
@@ -681,8 +707,8 @@ static int xen_iommu_issue(struct xen_iommu_domain *dom,
 	*done = 0;
 	if (b->nr > 1 && !b->buf && !(xi->caps & IOMMUCAP_runs))
 		b->buf = xen_iommu_get_buf(xi, XEN_IOMMU_MAP);
-	if (b->nr > 1 && (xi->caps & IOMMUCAP_runs)) {
-		ret = xen_iommu_runs(dom, IOMMU_map_runs, b, done);
+	if (xi->caps & IOMMUCAP_runs) {
+		ret = xen_iommu_runs(dom, true, b->flags, b->run, b->nr, done);
 	} else if (b->nr > 1 && b->buf) {
 		ret = xen_iommu_map_multi(dom, b, done);
 	} else {
@@ -1212,7 +1238,7 @@ static void xen_iommu_unmap_many(struct xen_iommu_domain *dom,
 					 m->mapped >> XEN_PAGE_SHIFT))
 			break;
 
-	ret = xen_iommu_runs(dom, IOMMU_unmap_runs, &b, &done);
+	ret = xen_iommu_runs(dom, false, 0, b.run, b.nr, &done);
 	xen_iommu_count(dom->xi, XEN_IOMMU_PAGES_UNMAPPED, done);
 	done <<= XEN_PAGE_SHIFT;
 	list_for_each_entry_safe(m, next, list, list) {
@@ -2040,6 +2066,8 @@ static int xen_iommu_query(struct xen_iommu *xi)
 
 	xi->max_iova = cap.max_iova_addr;
 	xi->caps = cap.cap_flags;
+	if (!xi->hyp->iommu_op_regs)
+		xi->caps &= ~IOMMUCAP_runs;
 	xi->pgsize_bitmap = cap.pgsize_mask & XEN_PAGE_MASK;
 	xi->max_ctx = cap.max_ctx_no;
 	return 0;
@@ -2225,6 +2253,17 @@ static long xen_iommu_hypercall(unsigned int subop, void *arg)
 	return HYPERVISOR_iommu_op(subop, arg);
 }
 
+#ifdef CONFIG_X86
+static long xen_iommu_hypercall_regs(unsigned int subop, unsigned long a1,
+				     unsigned long a2, unsigned long a3,
+				     unsigned long a4)
+{
+	return xen_single_call(__HYPERVISOR_iommu_op, subop, a1, a2, a3, a4);
+}
+#else
+#define xen_iommu_hypercall_regs NULL
+#endif
+
 static int xen_iommu_multicall(struct multicall_entry *call, u32 nr)
 {
 	return HYPERVISOR_multicall(call, nr);
@@ -2242,6 +2281,7 @@ static unsigned long xen_iommu_pfn_to_gfn(unsigned long pfn)
 
 static const struct xen_iommu_hyp xen_iommu_hyp_pv = {
 	.iommu_op	= xen_iommu_hypercall,
+	.iommu_op_regs	= xen_iommu_hypercall_regs,
 	.multicall	= xen_iommu_multicall,
 	.memory_op	= xen_iommu_memory_op,
 	.pfn_to_gfn	= xen_iommu_pfn_to_gfn,
@@ -2249,6 +2289,7 @@ static const struct xen_iommu_hyp xen_iommu_hyp_pv = {
 
 static const struct xen_iommu_hyp xen_iommu_hyp_auto = {
 	.iommu_op	= xen_iommu_hypercall,
+	.iommu_op_regs	= xen_iommu_hypercall_regs,
 	.multicall	= xen_iommu_multicall,
 	.memory_op	= xen_iommu_memory_op,
 };

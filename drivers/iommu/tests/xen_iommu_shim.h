@@ -303,6 +303,7 @@ do {									\
 #define xen_isolated_msi	(xt_env.isolated_msi)
 
 #define HYPERVISOR_iommu_op	sim_iommu_op
+#define xen_single_call(call, ...)	sim_iommu_op_regs(__VA_ARGS__)
 #define HYPERVISOR_multicall	sim_multicall
 #define HYPERVISOR_memory_op	sim_memory_op
 #define pfn_to_gfn		sim_pfn_to_gfn

@@ -692,66 +692,102 @@ static int sim_unmap_pages(struct xen_iommu_sim *sim,
 	return call.ret;
 }
 
-static struct pv_iommu_run *sim_runs_array(struct pv_iommu_runs *op)
+static u64 sim_nr_left(const struct pv_iommu_run *run, unsigned int nr)
 {
-#ifdef CONFIG_ARM64
-	return op->runs.p;
-#else
-	return op->runs;
-#endif
+	u64 left = 0;
+
+	while (nr--)
+		left += run[nr].nr_frames;
+	return left;
 }
 
-static int sim_runs(struct xen_iommu_sim *sim, unsigned int subop,
-		    struct pv_iommu_runs *op)
+/* Ranges and lists: the arguments are in registers, the result is a count. */
+static long sim_runs(struct xen_iommu_sim *sim, unsigned int subop, bool list,
+		     unsigned long a1, unsigned long a2, unsigned long a3,
+		     unsigned long a4)
 {
-	struct sim_ctx *ctx = sim_get_ctx(sim, op->ctx_no);
-	struct pv_iommu_run *run = sim_runs_array(op);
-	u64 limit, done = 0;
+	bool map = subop == IOMMU_map_runs;
+	struct pv_iommu_run one = { .dfn = a2, .nr_frames = a3, .gfn = a4 };
+	const struct pv_iommu_run *run = list ? (void *)a2 : &one;
+	u64 limit, max, skip = list ? a4 : 0, done = 0;
+	unsigned int nr = list ? a3 : 1;
+	u64 wanted;
+	u16 ctx_no = a1 & U16_MAX;
+	u32 flags = (u64)a1 >> 32;
+	struct sim_ctx *ctx = sim_get_ctx(sim, ctx_no);
 	int stop = 0, ret = 0;
 
 	if (!(sim->conf.caps & IOMMUCAP_runs)) {
 		sim_violation(sim, "runs without the capability");
 		return -EOPNOTSUPP;
 	}
-	if (!op->nr_runs || op->nr_runs > IOMMU_MAX_RUNS || !run || op->pad ||
-	    op->pad2) {
-		sim_violation(sim, "%u runs", op->nr_runs);
+	if (!nr || nr > IOMMU_MAX_RUNS || (a1 & GENMASK(31, 16)) ||
+	    skip >= sim_nr_left(run, nr)) {
+		sim_violation(sim, "%u runs, skip %llu, argument %#lx", nr, skip, a1);
 		return -EINVAL;
 	}
-	if (subop == IOMMU_unmap_runs && op->flags)
-		sim_violation(sim, "unmap flags %#x", op->flags);
+	if (!map && flags)
+		sim_violation(sim, "unmap flags %#x", flags);
 	if (!ctx)
 		return -EINVAL;
 
-	limit = sim_limit(sim, subop, &stop);
-	for (u32 i = 0; i < op->nr_runs && !ret; i++) {
-		struct sim_call call = {
-			.subop = subop, .ctx = op->ctx_no, .dfn = run[i].dfn,
-			.gfn = run[i].gfn, .nr = run[i].nr_frames,
-			.flags = op->flags,
-		};
-		u64 before = done;
+	if (sim->owed[map]) {
+		sim->owed[map] = false;
+		return sim->owed_ret[map];
+	}
 
-		if (!limit && stop == 0)
+	limit = sim_limit(sim, subop, &stop);
+	max = limit;
+	wanted = sim_nr_left(run, nr) - skip;
+	if (sim_quirk(sim, SIM_PREEMPTS) && wanted / 2 + 1 < limit) {
+		limit = wanted / 2 + 1;
+		stop = 0;
+	}
+	for (u32 i = 0; i < nr && !ret; i++) {
+		u64 left_out = min(skip, run[i].nr_frames), before = done;
+		struct sim_call call = {
+			.subop = subop, .ctx = ctx_no,
+			.dfn = run[i].dfn + left_out,
+			.gfn = run[i].gfn + left_out,
+			.nr = run[i].nr_frames - left_out,
+			.flags = flags,
+		};
+
+		skip -= left_out;
+		if (!call.nr && left_out)
+			continue;
+		if (!limit) {
+			ret = stop;
 			break;
-		if (subop == IOMMU_map_runs)
-			ret = sim_map_frames(sim, ctx, run[i].dfn, run[i].gfn,
-					     run[i].nr_frames, 0, op->flags,
-					     &limit, stop, &done);
+		}
+		if (map)
+			ret = sim_map_frames(sim, ctx, call.dfn, call.gfn,
+					     call.nr, 0, flags, &limit, stop,
+					     &done);
 		else
-			ret = sim_unmap_frames(sim, ctx, run[i].dfn,
-					       run[i].nr_frames, &limit, stop,
-					       &done);
+			ret = sim_unmap_frames(sim, ctx, call.dfn, call.nr,
+					       &limit, stop, &done);
 		call.done = done - before;
 		call.ret = ret;
 		sim_log(sim, &call);
 	}
-	sim_spend(subop == IOMMU_map_runs ? &sim->map_left : &sim->unmap_left,
-		  done);
-	op->done = done;
+	sim_spend(map ? &sim->map_left : &sim->unmap_left, done);
+	/* A planned failure would be over by the next call. */
+	if (done && done == max && done < wanted) {
+		sim->owed[map] = true;
+		sim->owed_ret[map] = stop;
+	}
+	if (!done)
+		return ret;
 	if (sim_quirk(sim, SIM_OVERCOUNTS) && !ret && limit)
-		op->done += 7;
-	return ret;
+		done += 7;
+	return done + (list ? a4 : 0);
+}
+
+static void sim_enter(struct xen_iommu_sim *sim, unsigned int subop, void *arg)
+{
+	if (sim->hook)
+		sim->hook(sim, subop, arg);
 }
 
 static long sim_call(unsigned int subop, void *arg)
@@ -760,8 +796,7 @@ static long sim_call(unsigned int subop, void *arg)
 	unsigned long flags;
 	int ret;
 
-	if (sim->hook)
-		sim->hook(sim, subop, arg);
+	sim_enter(sim, subop, arg);
 
 	spin_lock_irqsave(&sim->lock, flags);
 	if (subop < SIM_NR_SUBOPS)
@@ -788,10 +823,6 @@ static long sim_call(unsigned int subop, void *arg)
 	case IOMMU_unmap_pages:
 		ret = sim_unmap_pages(sim, arg);
 		break;
-	case IOMMU_map_runs:
-	case IOMMU_unmap_runs:
-		ret = sim_runs(sim, subop, arg);
-		break;
 	default:
 		sim_violation(sim, "sub-op %u", subop);
 		ret = -EOPNOTSUPP;
@@ -806,6 +837,37 @@ long sim_iommu_op(unsigned int subop, void *arg)
 {
 	xen_iommu_sim->traps++;
 	return sim_call(subop, arg);
+}
+
+long sim_iommu_op_regs(unsigned int subop, unsigned long a1, unsigned long a2,
+		       unsigned long a3, unsigned long a4)
+{
+	struct xen_iommu_sim *sim = xen_iommu_sim;
+	bool list = subop == IOMMU_map_runs || subop == IOMMU_unmap_runs;
+	unsigned long flags;
+	long ret;
+
+	/* A range is a list of one. */
+	if (subop == IOMMU_map_range)
+		subop = IOMMU_map_runs;
+	if (subop == IOMMU_unmap_range)
+		subop = IOMMU_unmap_runs;
+
+	sim->traps++;
+	sim_enter(sim, subop, NULL);
+
+	spin_lock_irqsave(&sim->lock, flags);
+	if (subop < SIM_NR_SUBOPS)
+		sim->calls[subop]++;
+	if (subop == IOMMU_map_runs || subop == IOMMU_unmap_runs) {
+		ret = sim_runs(sim, subop, list, a1, a2, a3, a4);
+	} else {
+		sim_violation(sim, "sub-op %u", subop);
+		ret = -EOPNOTSUPP;
+	}
+	sim_check_sums(sim);
+	spin_unlock_irqrestore(&sim->lock, flags);
+	return ret;
 }
 
 int sim_multicall(struct multicall_entry *call, u32 nr)
@@ -1013,6 +1075,7 @@ void sim_clear_faults(struct xen_iommu_sim *sim)
 {
 	sim->nr_faults = 0;
 	sim->fault_rate = 0;
+	memset(sim->owed, 0, sizeof(sim->owed));
 	sim->map_left = SIM_ALL;
 	sim->unmap_left = SIM_ALL;
 }

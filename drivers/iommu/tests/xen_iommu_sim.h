@@ -165,6 +165,12 @@ struct xen_iommu_sim {
 	/* Frames that maps, and unmaps, may still do, and what comes then. */
 	u64 map_left, unmap_left;
 	int map_error, unmap_error;
+	/*
+	 * Ops that return a count: what has stopped the last one is what the
+	 * next one of the kind returns.
+	 */
+	bool owed[2];
+	int owed_ret[2];
 	/* Random failures of maps and unmaps, per thousand calls. */
 	unsigned int fault_rate;
 	struct rnd_state rnd;
@@ -210,6 +216,8 @@ unsigned int sim_nr_contexts(struct xen_iommu_sim *sim);
 unsigned long sim_pfn_to_gfn(unsigned long pfn);
 
 long sim_iommu_op(unsigned int subop, void *arg);
+long sim_iommu_op_regs(unsigned int subop, unsigned long a1, unsigned long a2,
+		       unsigned long a3, unsigned long a4);
 int sim_multicall(struct multicall_entry *call, u32 nr);
 int sim_memory_op(unsigned int cmd, void *arg);
 

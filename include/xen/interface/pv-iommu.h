@@ -50,8 +50,10 @@
 #define IOMMU_attach_pasid         11
 #define IOMMU_detach_pasid         12
 #define IOMMU_flush_pages          13 /* downstreams; IOMMUCAP_deferred_flush */
-#define IOMMU_map_runs             32 /* extension;   IOMMUCAP_runs */
-#define IOMMU_unmap_runs           33 /* extension;   IOMMUCAP_runs */
+#define IOMMU_map_range            32 /* extension;   IOMMUCAP_runs */
+#define IOMMU_unmap_range          33 /* extension;   IOMMUCAP_runs */
+#define IOMMU_map_runs             34 /* extension;   IOMMUCAP_runs */
+#define IOMMU_unmap_runs           35 /* extension;   IOMMUCAP_runs */
 
 /*
  * IOMMU_query_capabilities: fills struct pv_iommu_capabilities.
@@ -82,7 +84,7 @@
  * there. Frames are kept until the flush.
  */
 #define IOMMUCAP_deferred_unmap     BIT(17)
-/* Extension: IOMMU_map_runs and IOMMU_unmap_runs are there. */
+/* Extension: IOMMU_{map,unmap}_range and IOMMU_{map,unmap}_runs are there. */
 #define IOMMUCAP_runs               BIT(18)
 
 struct pv_iommu_capabilities {
@@ -246,14 +248,26 @@ struct pv_iommu_reattach_device {
 };
 
 /*
- * Extension, IOMMUCAP_runs: a list of runs (pieces contiguous in dfn and gfn)
- * in one call. IOMMU_map_runs is IOMMU_map_pages, and IOMMU_unmap_runs is
- * IOMMU_unmap_pages (gfn is ignored), for each run in order, with one flush
- * of the IOTLB for all.
+ * Extension, IOMMUCAP_runs: mapping and unmapping with the arguments in
+ * registers. A run is a piece that is contiguous in dfn and gfn.
  *
- * Stops at the first error. "done" counts 4 KiB frames over all runs, is set
- * (not added to), and is right after an error, too. The caller's struct and
- * list are otherwise left as they were.
+ * long HYPERVISOR_iommu_op(IOMMU_map_range, ctx_flags, dfn, nr_frames, gfn)
+ * long HYPERVISOR_iommu_op(IOMMU_unmap_range, ctx_flags, dfn, nr_frames)
+ * long HYPERVISOR_iommu_op(IOMMU_map_runs, ctx_flags, runs, nr_runs, skip)
+ * long HYPERVISOR_iommu_op(IOMMU_unmap_runs, ctx_flags, runs, nr_runs, skip)
+ *
+ * ctx_flags: context in bits 0-15, and IOMMU_MAP_* or IOMMU_UNMAP_* in bits
+ * 32-63. nr_frames, in units of 4 KiB like the results. runs: address of an
+ * array of nr_runs (at most IOMMU_MAX_RUNS) struct pv_iommu_run, which is only
+ * read; gfn is ignored by unmap. skip: frames to leave out at the beginning.
+ *
+ * The runs are done in order, as by IOMMU_map_pages and IOMMU_unmap_pages, with
+ * one flush of the IOTLB for all.
+ *
+ * Returns: the number of frames done from the beginning, those to skip
+ * included, if there are any besides these; else a negative error. A number
+ * below what was asked for may be due to an error or to preemption: callers go
+ * on with the remainder, which then has one of these two results.
  */
 struct pv_iommu_run {
 	/* IN: first frame of the caller. */
@@ -267,20 +281,5 @@ struct pv_iommu_run {
 DEFINE_GUEST_HANDLE_STRUCT(pv_iommu_run);
 
 #define IOMMU_MAX_RUNS              1024
-
-struct pv_iommu_runs {
-	/* IN: context. */
-	u16 ctx_no;
-	u16 pad;
-	/* IN: IOMMU_MAP_* or IOMMU_UNMAP_*, the same for all runs. */
-	u32 flags;
-	/* IN: number of runs, at most IOMMU_MAX_RUNS. */
-	u32 nr_runs;
-	u32 pad2;
-	/* IN: the runs. */
-	GUEST_HANDLE(pv_iommu_run) runs;
-	/* OUT: number of 4 KiB frames done. */
-	u64 done;
-};
 
 #endif /* __XEN_PUBLIC_PV_IOMMU_H__ */

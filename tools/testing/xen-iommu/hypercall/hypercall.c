@@ -52,7 +52,7 @@ struct privcmd_mmap_resource {
 /* The ABI, written down a second time on purpose. */
 enum {
 	NOOP, QUERY, INIT, ALLOC, FREE, REATTACH, MAP, UNMAP, REMOTE,
-	FLUSH = 13, MAP_RUNS = 32, UNMAP_RUNS = 33,
+	FLUSH = 13, MAP_RANGE = 32, UNMAP_RANGE = 33, MAP_RUNS = 34, UNMAP_RUNS = 35,
 };
 
 struct caps { uint64_t max_iova; uint32_t flags, pgsizes, max_pasid; uint16_t max_ctx, pad; };
@@ -64,11 +64,10 @@ struct unmap { uint16_t ctx; uint64_t dfn; uint32_t pgsize, nr, unmapped, flags;
 struct flush { uint16_t ctx; uint64_t dfn; uint32_t pgsize, nr; };
 struct reattach { uint16_t ctx, seg; uint8_t bus, devfn; uint32_t pasid; };
 struct run { uint64_t gfn, dfn, nr; };
-struct runs { uint16_t ctx, pad; uint32_t flags, nr, pad2; struct run *runs; uint64_t done; };
 
 _Static_assert(sizeof(struct caps) == 24 && sizeof(struct map) == 40, "layout");
 _Static_assert(sizeof(struct unmap) == 32 && sizeof(struct flush) == 24, "layout");
-_Static_assert(sizeof(struct reattach) == 12 && sizeof(struct runs) == 32, "layout");
+_Static_assert(sizeof(struct reattach) == 12 && sizeof(struct run) == 24, "layout");
 
 #define RD		1
 #define WR		2
@@ -97,13 +96,19 @@ static uint64_t edu_bar;
 static unsigned int test_nr, failed;
 static bool case_failed;
 
-static long hypercall4(unsigned int op, unsigned long a0, unsigned long a1, unsigned long a2,
-		       unsigned long a3)
+static long hypercall5(unsigned int op, unsigned long a0, unsigned long a1, unsigned long a2,
+		       unsigned long a3, unsigned long a4)
 {
-	struct privcmd_hypercall call = { .op = op, .arg = { a0, a1, a2, a3 } };
+	struct privcmd_hypercall call = { .op = op, .arg = { a0, a1, a2, a3, a4 } };
 	int ret = ioctl(privcmd, IOCTL_PRIVCMD_HYPERCALL, &call);
 
 	return ret < 0 ? -errno : ret;
+}
+
+static long hypercall4(unsigned int op, unsigned long a0, unsigned long a1, unsigned long a2,
+		       unsigned long a3)
+{
+	return hypercall5(op, a0, a1, a2, a3, 0);
 }
 
 static long hypercall(unsigned int op, unsigned long a0, unsigned long a1)
@@ -114,6 +119,34 @@ static long hypercall(unsigned int op, unsigned long a0, unsigned long a1)
 static long iommu(unsigned int subop, void *arg)
 {
 	return hypercall(IOMMU_OP, subop, (unsigned long)arg);
+}
+
+/* The calls with their arguments in registers. */
+static long iommu_regs(unsigned int subop, unsigned int ctx, unsigned int flags, unsigned long a2,
+		       unsigned long a3, unsigned long a4)
+{
+	return hypercall5(IOMMU_OP, subop, ctx | (unsigned long)flags << 32, a2, a3, a4);
+}
+
+/* The same for all frames: goes on after preemption. */
+static long iommu_runs(unsigned int subop, unsigned int ctx, unsigned int flags, struct run *run,
+		       unsigned int nr, unsigned long *done)
+{
+	unsigned long all = 0;
+
+	for (unsigned int i = 0; i < nr; i++)
+		all += run[i].nr;
+	*done = 0;
+	while (*done < all) {
+		long ret = iommu_regs(subop, ctx, flags, (unsigned long)run, nr, *done);
+
+		if (ret < 0)
+			return ret;
+		if ((unsigned long)ret <= *done || (unsigned long)ret > all)
+			return -EIO;
+		*done = ret;
+	}
+	return 0;
 }
 
 #define want(cond, fmt, ...) do {							\
@@ -483,7 +516,7 @@ static void test_runs(void)
 {
 	static struct run r[1024];
 	int ctx = new_ctx(0);
-	struct runs op = { .ctx = ctx, .flags = RD | WR, .runs = r };
+	unsigned long all = 0, at;
 	unsigned int done;
 
 	if (!(caps.flags & CAP_RUNS)) {
@@ -493,29 +526,46 @@ static void test_runs(void)
 	}
 	for (int i = 0; i < 1024; i++)
 		r[i] = (struct run){ frame[(i * 7) % (NR_FRAMES - 8)], 0x1000 + i * 16, 1 + i % 5 };
-	op.nr = 1025;
-	want_eq(iommu(MAP_RUNS, &op), -EINVAL);
-	op.nr = 0;
-	op.done = 5;
-	want_eq(iommu(MAP_RUNS, &op), 0);
-	want_eq(op.done, 0);
-	op.nr = 1024;
-	want_eq(iommu(MAP_RUNS, &op), 0);
-	want_eq(op.done, 3070);
-	want_eq(iommu(MAP_RUNS, &op), -EADDRINUSE);
-	want_eq(op.done, 0);
+	want_eq(iommu_regs(MAP_RUNS, ctx, RD | WR, (long)r, 1025, 0), -EINVAL);
+	want_eq(iommu_regs(MAP_RUNS, ctx | 0x10000, RD | WR, (long)r, 1, 0), -EINVAL);
+	want_eq(iommu_regs(MAP_RUNS, ctx, 0, (long)r, 1, 0), -EINVAL);
+	want_eq(iommu_regs(MAP_RUNS, ctx, RD | WR, (long)r, 0, 0), 0);
+	want_eq(iommu_regs(MAP_RUNS, ctx, RD | WR, (long)r, 1024, 3071), -EINVAL);
+	want_eq(iommu_runs(MAP_RUNS, ctx, RD | WR, r, 1024, &all), 0);
+	want_eq(all, 3070);
+	want_eq(iommu_regs(MAP_RUNS, ctx, RD | WR, (long)r, 1024, 3070), 3070);
+	want_eq(iommu_runs(MAP_RUNS, ctx, RD | WR, r, 1024, &all), -EADDRINUSE);
+	want_eq(all, 0);
 	want_eq(unmap(ctx, r[100].dfn, 1, 0, SZ_4K, &done), 0);
-	op.flags = 0;
-	want_eq(iommu(UNMAP_RUNS, &op), -ENOENT);
-	want(op.done == 300, "%lu", (long)op.done);
-	op.runs += 101;
-	op.nr -= 101;
-	want_eq(iommu(UNMAP_RUNS, &op), 0);
-	want_eq(op.done, 2769);
-	op.runs = (void *)16;
-	want(iommu(UNMAP_RUNS, &op) == -EFAULT, "bad list");
-	op.runs = (void *)(1ul << 63);
-	want(iommu(UNMAP_RUNS, &op) < 0, "bad list");
+	want_eq(iommu_regs(UNMAP_RUNS, ctx, 4, (long)r, 1024, 0), -EINVAL);
+	want_eq(iommu_runs(UNMAP_RUNS, ctx, 0, r, 1024, &all), -ENOENT);
+	want_eq(all, 300);
+	want_eq(iommu_runs(UNMAP_RUNS, ctx, 0, r + 101, 923, &all), 0);
+	want_eq(all, 2769);
+	want_eq(iommu_regs(UNMAP_RUNS, ctx, 0, 16, 923, 0), -EFAULT);
+	want(iommu_regs(UNMAP_RUNS, ctx, 0, 1ul << 63, 923, 0) < 0, "bad list");
+
+	want_eq(iommu_regs(MAP_RANGE, ctx, RD, 0x100, 0, frame[0]), 0);
+	want_eq(iommu_regs(MAP_RANGE, ctx, 0, 0x100, 1, frame[0]), -EINVAL);
+	want_eq(iommu_regs(MAP_RANGE, ctx, RD, (caps.max_iova >> 12) + 1, 1, frame[0]), -ERANGE);
+	want_eq(iommu_regs(MAP_RANGE, ctx, RD, 0x100, ~0ul, frame[0]), -ERANGE);
+	want_eq(iommu_regs(MAP_RANGE, ctx, RD, 0x101, 1, frame[0]), 1);
+	want_eq(iommu_regs(MAP_RANGE, ctx, RD, 0x101, 1, frame[0]), -EADDRINUSE);
+	/* What comes before what cannot be done is done, and counted. */
+	want_eq(iommu_regs(UNMAP_RANGE, ctx, 0, 0x101, 2, 0), 1);
+	want_eq(iommu_regs(UNMAP_RANGE, ctx, 0, 0x101, 2, 0), -ENOENT);
+	for (at = 0; at < NR_FRAMES / 2; at += done) {
+		long ret = iommu_regs(MAP_RANGE, ctx, RD | WR, 0x200 + at, 1, frame[at]);
+
+		want_eq(ret, 1);
+		done = 1;
+	}
+	for (at = 0; at < NR_FRAMES / 2; at += done) {
+		long ret = iommu_regs(UNMAP_RANGE, ctx, 0, 0x200 + at, NR_FRAMES / 2 - at, 0);
+
+		want(ret > 0 && ret <= (long)(NR_FRAMES / 2 - at), "%ld at %lu", ret, at);
+		done = ret > 0 ? ret : NR_FRAMES;
+	}
 	want_eq(free_ctx(ctx, 0), 0);
 	report("runs");
 }
@@ -1026,13 +1076,14 @@ static void *fuzz(void *arg)
 		bool bad = !pick(f, 200);
 		union {
 			struct alloc alloc; struct freectx free; struct map map; struct unmap unmap;
-			struct flush flush; struct reattach re; struct runs runs; struct init init;
+			struct flush flush; struct reattach re; struct init init;
 			struct caps caps; uint64_t raw[16];
 		} op;
 		unsigned int sub;
+		unsigned long regs[4] = { (unsigned long)&op, wild(f), wild(f), wild(f) };
 
 		memset(&op, 0, sizeof(op));
-		switch (pick(f, 24)) {
+		switch (pick(f, 27)) {
 		case 0: case 1:
 			sub = ALLOC;
 			op.alloc.flags = !pick(f, 8) ? pick(f, 3) : 0;
@@ -1067,16 +1118,21 @@ static void *fuzz(void *arg)
 			sub = pick(f, 2) ? MAP_RUNS : UNMAP_RUNS;
 			if (!pick(f, 20))
 				sub |= 1u << 31;
-			op.runs = (struct runs){ a_ctx(f), 0, pick(f, 4), pick(f, 64), !pick(f, 100), runs,
-						 pick(f, 2000) };
-			if (!pick(f, 50))
-				op.runs.runs = (void *)wild(f);
-			if (!pick(f, 50))
-				op.runs.nr = wild(f);
+			regs[0] = a_ctx(f) | pick(f, 4) << 32 | (!pick(f, 50) ? wild(f) : 0);
+			regs[1] = pick(f, 50) ? (unsigned long)runs : wild(f);
+			regs[2] = pick(f, 50) ? pick(f, 64) : wild(f);
+			regs[3] = pick(f, 10) ? 0 : pick(f, 50) ? pick(f, 2000) : wild(f);
 			for (int j = 0; j < 64; j++)
 				runs[j] = (struct run){ a_gfn(f), a_dfn(f), pick(f, 40) };
 			break;
-		case 22:
+		case 22 ... 24:
+			sub = pick(f, 2) ? MAP_RANGE : UNMAP_RANGE;
+			regs[0] = a_ctx(f) | pick(f, 4) << 32;
+			regs[1] = a_dfn(f);
+			regs[2] = pick(f, 50) ? a_count(f) : wild(f);
+			regs[3] = a_gfn(f);
+			break;
+		case 25:
 			sub = pick(f, 2) ? QUERY : INIT;
 			op.init = (struct init){ wild(f), wild(f) };
 			break;
@@ -1089,8 +1145,10 @@ static void *fuzz(void *arg)
 				sub = NOOP;
 			break;
 		}
-		ret = iommu(sub, bad ? (void *)wild(f) : &op);
-		f->ok += !ret;
+		if (bad)
+			regs[0] = wild(f);
+		ret = hypercall5(IOMMU_OP, sub, regs[0], regs[1], regs[2], regs[3]);
+		f->ok += ret >= 0;
 		f->calls++;
 	}
 	return NULL;

@@ -373,7 +373,8 @@ static void *xalloc(size_t n)
 #undef XEN_GUEST_HANDLE_PARAM
 #define XEN_GUEST_HANDLE_PARAM(t) t *
 #define guest_handle_cast(h, t) ((t *)(h))
-#define guest_handle_okay(h, n) true
+#define guest_handle_from_ptr(p, t) ((t *)(p))
+#define guest_handle_add_offset(h, n) ((h) += (n))
 static unsigned long copy(void *to, const void *from, size_t n)
 {
     assert(!lock_depth);
@@ -383,8 +384,6 @@ static unsigned long copy(void *to, const void *from, size_t n)
     return 0;
 }
 #define copy_from_guest(to, h, n) copy(to, h, sizeof(*(to)) * (n))
-#define __copy_from_guest_offset(to, h, o, n) \
-    copy(to, (h) + (o), sizeof(*(to)) * (n))
 #define copy_to_guest(h, from, n) copy(h, from, sizeof(*(from)) * (n))
 #define __copy_to_guest copy_to_guest
 #define __copy_field_to_guest(h, s, f) copy(&(h)->f, &(s)->f, sizeof((s)->f))
@@ -392,6 +391,7 @@ static unsigned long copy(void *to, const void *from, size_t n)
 /* Continuations: preempted at random, and continued by the caller. */
 static unsigned int preempt_every, preempt_count;
 static unsigned int cont_op;
+static unsigned long cont_arg[4];
 static bool preempted;
 static bool hypercall_preempt_check(void)
 {
@@ -399,8 +399,18 @@ static bool hypercall_preempt_check(void)
     return preempt_every && !(++preempt_count % preempt_every);
 }
 #define __HYPERVISOR_iommu_op 43
-#define hypercall_create_continuation(nr, fmt, op, arg) \
-    (cont_op = (op), preempted = true, 0)
+/* The arguments of a continuation, in the order of the call's. */
+static void continuation(unsigned int n, unsigned int op,
+                         const unsigned long *args)
+{
+    cont_op = op;
+    memcpy(cont_arg, args, n * sizeof(*args));
+    preempted = true;
+}
+#define hypercall_create_continuation(nr, fmt, op, ...) ({ \
+    unsigned long args_[] = { __VA_ARGS__ };               \
+    continuation(ARRAY_SIZE(args_), op, args_);            \
+    0; })
 #define XSM_OTHER 0
 #define xsm_iommu_op(def, d, op) (is_hardware_domain(d) ? 0 : -EPERM)
 

@@ -232,18 +232,67 @@ static struct pci_dev dev[3] = {
     { .domain = &dom0, .sbdf = { 0x50 }, .devfn = 0x50 },
 };
 
-static long call(unsigned int op, void *arg)
+static long call_regs(unsigned int op, unsigned long a1, unsigned long a2,
+                      unsigned long a3, unsigned long a4)
 {
     long ret;
 
+    cont_arg[0] = a1;
+    cont_arg[1] = a2;
+    cont_arg[2] = a3;
+    cont_arg[3] = a4;
     do {
         preempted = false;
-        ret = do_iommu_op(op, arg);
+        ret = do_iommu_op(op, cont_arg[0], cont_arg[1], cont_arg[2],
+                          cont_arg[3]);
         op = cont_op;
         assert(!lock_depth && !pcidevs && !p2m_locks);
     } while ( preempted );
 
     return ret;
+}
+
+static long call(unsigned int op, void *arg)
+{
+    return call_regs(op, (unsigned long)arg, 0xbad, 0xbad, 0xbad);
+}
+
+/* A list or a range, as a caller does it: until there is nothing or an error. */
+static long call_runs(bool map, unsigned int c, unsigned long flags,
+                      pv_iommu_run_t *run, unsigned int nr, bool list,
+                      unsigned long *done)
+{
+    unsigned long ctx = c | flags << 32, all = 0, at = 0;
+    unsigned int i;
+    long ret = 0;
+
+    for ( i = 0; i < nr; i++ )
+        all += run[i].nr_frames;
+
+    *done = 0;
+    while ( list && *done < all )
+    {
+        ret = call_regs(map ? IOMMU_map_runs : IOMMU_unmap_runs, ctx,
+                        (unsigned long)run, nr, *done);
+        if ( ret < 0 )
+            return ret;
+        assert(ret > *done && ret <= all);
+        *done = ret;
+    }
+
+    for ( i = 0; !list && i < nr; i++ )
+        for ( at = 0; at < run[i].nr_frames; at += ret )
+        {
+            ret = call_regs(map ? IOMMU_map_range : IOMMU_unmap_range, ctx,
+                            run[i].dfn + at, run[i].nr_frames - at,
+                            map ? run[i].gfn + at : 0xbad);
+            if ( ret < 0 )
+                return ret;
+            assert(ret > 0 && ret <= run[i].nr_frames - at);
+            *done += ret;
+        }
+
+    return 0;
 }
 
 /* Does a mapping of this frame need a reference to its type? */
@@ -723,35 +772,34 @@ static void random_call(void)
     case 10:
     {
         static pv_iommu_run_t run[40];
-        pv_iommu_runs_t op = { .ctx_no = c, .nr_runs = rnd(40) };
-        bool map = rnd(2);
-        unsigned long done = 0;
+        unsigned int nr = rnd(40), flags;
+        bool map = rnd(2), list = rnd(2);
+        unsigned long done = 0, got;
         int rc = 0;
 
-        op.runs = run;
-        op.flags = map ? 1 + rnd(3) : rnd(2);
+        flags = map ? 1 + rnd(3) : rnd(2);
         for ( i = 0; i < 40; i++ )
         {
             run[i] = (pv_iommu_run_t){ rnd(2048), a_dfn(), rnd(20) };
             run[i].nr_frames = min(run[i].nr_frames, NR_DFN - run[i].dfn);
         }
-        ret = call(map ? IOMMU_map_runs : IOMMU_unmap_runs, &op);
+        ret = call_runs(map, c, flags, run, nr, list, &got);
         if ( !model[c].used || model[c].identity )
         {
-            assert(ret == -EINVAL);
+            assert(ret == -EINVAL || (!ret && !got));
             break;
         }
-        for ( i = 0; i < op.nr_runs && !rc; i++ )
+        for ( i = 0; i < nr && !rc; i++ )
         {
             unsigned long left = run[i].nr_frames;
 
             if ( ret == -ENOMEM )
-                left = min(left, op.done - done);
-            done += map ? model_map(c, run[i].dfn, run[i].gfn, left, op.flags,
+                left = min(left, got - done);
+            done += map ? model_map(c, run[i].dfn, run[i].gfn, left, flags,
                                     &rc)
                         : model_unmap(c, run[i].dfn, left, &rc);
         }
-        assert(op.done == done);
+        assert(got == done);
         if ( ret == -ENOMEM )
             oom++;
         else

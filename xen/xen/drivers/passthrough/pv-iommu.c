@@ -60,11 +60,14 @@
 #define MAX_EMPTY       16
 /* Frames that are made dead before they are flushed and released. */
 #define UNMAP_BATCH     16384
-/* Runs that are copied in at once, and between two checks for preemption. */
-#define RUNS_CHUNK      32
+/* Runs that are copied in at once. */
+#define RUNS_CHUNK      64
+/* Runs to unmap between two checks for preemption. */
 #define RUNS_PREEMPT    8
+/* Pieces of runs that are looked up, and entered, at once. */
+#define NR_PIECES       32
 
-/* Set in the sub-op of continuations of IOMMU_init and IOMMU_{,un}map_runs. */
+/* Set in the sub-op of continuations of IOMMU_init. */
 #define OP_CONTINUED    (1U << 31)
 
 static bool __read_mostly opt_pv_iommu = true;
@@ -306,6 +309,14 @@ static int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
     ASSERT(spin_is_locked(&ctx->lock));
     ASSERT(dfn <= hw.max_dfn);
 
+    /* The table that was used last, which is often the one. */
+    if ( *level == 1 && ctx->last &&
+         META_DFN(*meta(ctx->last)) == (dfn & ~(PT_ENTRIES - 1UL)) )
+    {
+        *ppg = ctx->last;
+        return 0;
+    }
+
     while ( lvl > *level )
     {
         uint64_t *tbl = __map_domain_page(pg), *ptep, pte;
@@ -340,6 +351,8 @@ static int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
         lvl--;
     }
 
+    if ( lvl == 1 )
+        ctx->last = pg;
     *level = lvl;
     *ppg = pg;
 
@@ -355,6 +368,9 @@ static void unlink_empty(struct pv_iommu_ctx *ctx, struct page_info *pg)
     uint64_t *tbl, *ptep;
 
     ASSERT(!pt_used(pg));
+
+    if ( pg == ctx->last )
+        ctx->last = NULL;
 
     if ( find_table(ctx, dfn, &up, false, &parent) || up != level + 1 )
     {
@@ -654,13 +670,57 @@ static int get_frame(const struct domain *d, struct page_info *pg, bool typed,
 }
 
 /*
+ * The P2M entry that was looked up last.  The P2M stays locked until xlat_end(),
+ * so that the entry can be used for other frames that it covers, too.
+ */
+struct xlat {
+    const struct pv_iommu_ctx *ctx;
+    struct domain *d;
+    bool locked;
+    unsigned long first, gfn, nr;
+    mfn_t mfn;
+    p2m_type_t t;
+    p2m_access_t a;
+};
+
+static void xlat_gfn(struct xlat *x, unsigned long gfn)
+{
+    unsigned int order = 0;
+
+    if ( gfn - x->gfn < x->nr )
+        return;
+
+    x->mfn = get_gfn_type_access(p2m_get_hostp2m(x->d), gfn, &x->t, &x->a,
+                                 P2M_ALLOC, &order);
+    /* The lock is recursive: once is enough. */
+    if ( x->locked )
+        put_gfn(x->d, gfn);
+    else
+        x->first = gfn;
+    x->locked = true;
+
+    x->nr = 1UL << order;
+    x->gfn = gfn & ~(x->nr - 1);
+    if ( !mfn_eq(x->mfn, INVALID_MFN) )
+        x->mfn = mfn_add(x->mfn, -(gfn - x->gfn));
+}
+
+static void xlat_end(struct xlat *x)
+{
+    if ( x->locked )
+        put_gfn(x->d, x->first);
+    x->locked = false;
+    x->nr = 0;
+}
+
+/*
  * Translate gfn, and get references to up to nr frames that are contiguous from
  * there.  Returns the number of frames, and sets the PTE bits for them.
  */
-static long get_run(const struct pv_iommu_ctx *ctx, unsigned long gfn,
-                    unsigned long nr, bool write, mfn_t *mfn, uint64_t *pte)
+static long get_run(struct xlat *x, unsigned long gfn, unsigned long nr,
+                    bool write, mfn_t *mfn, uint64_t *pte)
 {
-    struct domain *d = ctx->d;
+    struct domain *d = x->d;
     unsigned long i = 0;
     bool translate = paging_mode_translate(d), foreign = false, mmio = false;
     bool typed, grant = false;
@@ -668,15 +728,11 @@ static long get_run(const struct pv_iommu_ctx *ctx, unsigned long gfn,
 
     if ( translate )
     {
-        p2m_type_t t;
-        p2m_access_t a;
-        unsigned int order = 0;
-
-        *mfn = get_gfn_type_access(p2m_get_hostp2m(d), gfn, &t, &a, P2M_ALLOC,
-                                   &order);
+        xlat_gfn(x, gfn);
+        *mfn = x->mfn;
 
         /* That a foreign frame is in the P2M says that it may be. */
-        switch ( t )
+        switch ( x->t )
         {
         case p2m_ram_rw:
             break;
@@ -706,14 +762,17 @@ static long get_run(const struct pv_iommu_ctx *ctx, unsigned long gfn,
             break;
         }
 
-        if ( !rc && mfn_eq(*mfn, INVALID_MFN) )
-            rc = -ENOENT;
+        if ( mfn_eq(*mfn, INVALID_MFN) )
+            rc = rc ?: -ENOENT;
+        else
+            *mfn = mfn_add(*mfn, gfn - x->gfn);
 
-        if ( !rc && write && a != p2m_access_rw && a != p2m_access_rwx &&
-             a != p2m_access_w && a != p2m_access_wx )
+        if ( !rc && write && x->a != p2m_access_rw &&
+             x->a != p2m_access_rwx && x->a != p2m_access_w &&
+             x->a != p2m_access_wx )
             rc = -EPERM;
 
-        nr = min(nr, (1UL << order) - (gfn & ((1UL << order) - 1)));
+        nr = min(nr, x->gfn + x->nr - gfn);
     }
     else
     {
@@ -755,7 +814,7 @@ static long get_run(const struct pv_iommu_ctx *ctx, unsigned long gfn,
             {
                 /* PV only: no P2M lock is held. Another run begins here. */
                 ASSERT(!translate);
-                put_frames(ctx, mfn_add(*mfn, i), 1,
+                put_frames(x->ctx, mfn_add(*mfn, i), 1,
                            (*pte & ~hw.sw_grant) | (granted ? hw.sw_grant : 0));
                 break;
             }
@@ -786,9 +845,6 @@ static long get_run(const struct pv_iommu_ctx *ctx, unsigned long gfn,
         *pte |= hw.sw_noref;
     }
 
-    if ( translate )
-        put_gfn(d, gfn);
-
     return i ?: rc;
 }
 
@@ -797,8 +853,8 @@ static long get_run(const struct pv_iommu_ctx *ctx, unsigned long gfn,
  */
 
 /*
- * Write entries for nr frames. Returns -EAGAIN if a flush of everything may
- * help, which is not to be used twice in a row (retry).
+ * Write entries for nr frames, with the lock held. Returns -EAGAIN if a flush of
+ * everything may help, which is not to be used twice in a row (retry).
  */
 static int install(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
                    unsigned long nr, uint64_t flags, bool retry,
@@ -807,7 +863,7 @@ static int install(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
     unsigned long i = 0;
     int rc = 0;
 
-    spin_lock(&ctx->lock);
+    ASSERT(spin_is_locked(&ctx->lock));
 
     while ( i < nr )
     {
@@ -894,8 +950,6 @@ static int install(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
     }
 
     ctx->nr_frames += i;
-    spin_unlock(&ctx->lock);
-
     *done = i;
 
     return rc;
@@ -932,6 +986,8 @@ static int kill_frames(struct pv_iommu_ctx *ctx, unsigned long dfn,
                        unsigned long nr, unsigned long *done, bool *splits,
                        bool *grants)
 {
+    const uint64_t present = hw.present, rsvd = hw.sw_rsvd, dead = hw.sw_dead;
+    uint64_t seen = 0;
     unsigned long i = 0;
     int rc = 0;
 
@@ -955,14 +1011,26 @@ static int kill_frames(struct pv_iommu_ctx *ctx, unsigned long dfn,
 
         tbl = __map_domain_page(pg);
         idx = pt_index(cur, level);
+        n = 0;
 
-        for ( n = 0; idx + n < PT_ENTRIES && i < nr; n++ )
+        /* This is what takes the time. */
+        for ( ; level == 1 && idx + n < PT_ENTRIES && i < nr; n++, i++ )
         {
             uint64_t pte = tbl[idx + n];
 
-            if ( !(pte & hw.present) )
+            if ( (pte & (present | rsvd)) != present )
+                break;
+            seen |= pte;
+            write_pte(&tbl[idx + n], (pte & ~present) | dead);
+        }
+
+        for ( ; idx + n < PT_ENTRIES && i < nr; n++ )
+        {
+            uint64_t pte = tbl[idx + n];
+
+            if ( !(pte & present) )
                 rc = -ENOENT;
-            else if ( pte & hw.sw_rsvd )
+            else if ( pte & rsvd )
                 rc = -EADDRNOTAVAIL;
             if ( rc )
                 break;
@@ -978,9 +1046,8 @@ static int kill_frames(struct pv_iommu_ctx *ctx, unsigned long dfn,
                 break;
             }
 
-            if ( pte & hw.sw_grant )
-                *grants = true;
-            write_pte(&tbl[idx + n], (pte & ~hw.present) | hw.sw_dead);
+            seen |= pte;
+            write_pte(&tbl[idx + n], (pte & ~present) | dead);
             i += span(level);
         }
 
@@ -991,6 +1058,8 @@ static int kill_frames(struct pv_iommu_ctx *ctx, unsigned long dfn,
 
     spin_unlock(&ctx->lock);
 
+    if ( seen & hw.sw_grant )
+        *grants = true;
     *done = i;
 
     return rc;
@@ -999,6 +1068,7 @@ static int kill_frames(struct pv_iommu_ctx *ctx, unsigned long dfn,
 /* Release the frames behind dead entries. To be called after the flush. */
 static void reap(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
 {
+    const uint64_t state = hw.present | hw.sw_dead, dead = hw.sw_dead;
     unsigned long i = 0;
 
     ASSERT(spin_is_locked(&ctx->lock));
@@ -1016,30 +1086,39 @@ static void reap(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
         tbl = __map_domain_page(pg);
         idx = pt_index(cur, level);
 
-        for ( n = 0; idx + n < PT_ENTRIES && i < nr; n++ )
+        n = 0;
+
+        /* This is what takes the time. */
+        for ( ; level == 1 && idx + n < PT_ENTRIES && i < nr; n++, i++ )
+        {
+            uint64_t pte = tbl[idx + n];
+
+            if ( (pte & state) != dead )
+                continue;
+            tbl[idx + n] = 0;
+            put_frames(ctx, pte_mfn(pte), 1, pte);
+            gone++;
+        }
+        ctx->nr_frames -= gone;
+
+        for ( ; idx + n < PT_ENTRIES && i < nr; n++ )
         {
             uint64_t pte = tbl[idx + n];
 
             if ( pte && !pte_is_leaf(pte, level) )
                 break;
 
-            if ( (pte & hw.sw_dead) && !(pte & hw.present) )
+            if ( (pte & state) == dead )
             {
                 /* A range that is dead always covers superpages wholly. */
-                ASSERT(level == 1 || (!((dfn + i) & (span(level) - 1)) &&
-                                      nr - i >= span(level)));
+                ASSERT(!((dfn + i) & (span(level) - 1)) &&
+                       nr - i >= span(level));
                 tbl[idx + n] = 0;
                 put_frames(ctx, pte_mfn(pte), span(level), pte);
                 ctx->nr_frames -= span(level);
                 gone++;
-                if ( level > 1 )
-                {
-                    struct page_info *spare =
-                        page_list_remove_head(&ctx->spare);
-
-                    ctx->nr_spare--;
-                    pool_put(ctx, spare);
-                }
+                pool_put(ctx, page_list_remove_head(&ctx->spare));
+                ctx->nr_spare--;
             }
             i += span(level) - ((dfn + i) & (span(level) - 1));
         }
@@ -1279,6 +1358,7 @@ static bool zap_one(struct pv_iommu_ctx *ctx)
 
     ASSERT(spin_is_locked(&ctx->lock));
 
+    ctx->last = NULL;
     if ( !pg )
         return false;
 
@@ -1409,8 +1489,12 @@ static int cf_check map_reserved(xen_pfn_t start, xen_ulong_t nr, uint32_t id,
     while ( i < nr )
     {
         unsigned long done = 0;
-        int rc = install(ctx, start + i, _mfn(start + i), nr - i,
-                         hw.read | hw.write | hw.sw_rsvd, true, &done);
+        int rc;
+
+        spin_lock(&ctx->lock);
+        rc = install(ctx, start + i, _mfn(start + i), nr - i,
+                     hw.read | hw.write | hw.sw_rsvd, true, &done);
+        spin_unlock(&ctx->lock);
 
         i += done;
         /* Several devices may have the same region. */
@@ -1976,69 +2060,234 @@ static int pgsize_order(uint32_t pgsize)
     return ffs(pgsize) - 1 - PAGE_SHIFT;
 }
 
-/*
- * Map a piece of a run that is within one table, as far as it goes.  Returns
- * -ERESTART if making room was preempted.
- */
-static int map_chunk(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                     unsigned long gfn, unsigned long nr, uint64_t flags,
-                     unsigned long *done)
+/* Frames on their way into a context; references to them are held. */
+struct piece {
+    unsigned long dfn;
+    mfn_t mfn;
+    unsigned long nr;
+    uint64_t pte;
+};
+
+/* What is to be mapped or unmapped: a run, and then those of a list. */
+struct runs {
+    unsigned long dfn, gfn, nr;
+    bool map;
+
+    /* Those that were copied in. */
+    struct pv_iommu_run *buf;
+    unsigned int at, fill;
+
+    /* Those that were not. */
+    XEN_GUEST_HANDLE_PARAM(pv_iommu_run_t) list;
+    unsigned int nr_list;
+
+    /* Frames to leave out: they have been done. */
+    unsigned long skip;
+};
+
+static int check_run(const struct runs *r)
 {
-    struct domain *d = ctx->d;
+    int rc = check_range(r->dfn, r->nr);
+
+    return !rc && r->map && r->gfn + r->nr < r->gfn ? -ENOENT : rc;
+}
+
+/* Copy in what comes next. No locks may be held. */
+static int runs_fill(struct runs *r)
+{
+    unsigned int nr = min(r->nr_list, RUNS_CHUNK + 0U);
+
+    if ( r->nr || r->at < r->fill || !nr )
+        return 0;
+
+    if ( copy_from_guest(r->buf, r->list, nr) )
+        return -EFAULT;
+
+    r->at = 0;
+    r->fill = nr;
+    r->nr_list -= nr;
+    guest_handle_add_offset(r->list, nr);
+
+    return 0;
+}
+
+/* Go to the next run if this one is done. Returns 1 if there is one. */
+static int runs_next(struct runs *r)
+{
+    int rc;
+
+    while ( !r->nr )
+    {
+        const struct pv_iommu_run *run = &r->buf[r->at];
+
+        if ( r->at == r->fill )
+            return 0;
+
+        r->dfn = run->dfn;
+        r->gfn = run->gfn;
+        r->nr = run->nr_frames;
+        r->at++;
+
+        rc = r->nr ? check_run(r) : 0;
+        if ( rc )
+            return rc;
+
+        if ( r->skip )
+        {
+            unsigned long nr = min(r->nr, r->skip);
+
+            r->skip -= nr;
+            r->dfn += nr;
+            r->gfn += nr;
+            r->nr -= nr;
+        }
+    }
+
+    return 1;
+}
+
+static bool runs_end(const struct runs *r)
+{
+    return !r->nr && r->at == r->fill && !r->nr_list;
+}
+
+/*
+ * Look up the next pieces, and get references to their frames.  Stops after
+ * about as many frames as a table has entries.  Sets *rc if it has come to what
+ * cannot be mapped; what comes before that can be.
+ */
+static unsigned int get_pieces(const struct pv_iommu_ctx *ctx, struct runs *r,
+                               bool write, struct piece *piece, int *rc)
+{
+    struct xlat x = { .ctx = ctx, .d = ctx->d };
+    struct piece extra = {};
+    unsigned int n = 0;
+    unsigned long frames = 0;
+
+    *rc = 0;
+    while ( frames < PT_ENTRIES && (*rc = runs_next(r)) > 0 )
+    {
+        /* Superpages are not to be cut into two. */
+        unsigned long part = min(r->nr, PT_ENTRIES - (r->dfn & (PT_ENTRIES - 1)));
+
+        while ( part )
+        {
+            struct piece *last = n ? &piece[n - 1] : NULL;
+            uint64_t pte;
+            mfn_t mfn;
+            long got = get_run(&x, r->gfn, part, write, &mfn, &pte);
+
+            if ( got < 0 )
+            {
+                *rc = got;
+                goto out;
+            }
+
+            /* The P2M may have small pages for what is contiguous. */
+            if ( last && last->dfn + last->nr == r->dfn && last->pte == pte &&
+                 mfn_eq(mfn_add(last->mfn, last->nr), mfn) )
+                last->nr += got;
+            else if ( n == NR_PIECES )
+            {
+                /* References are not dropped under the P2M lock. */
+                extra = (struct piece){ .mfn = mfn, .nr = got, .pte = pte };
+                *rc = 0;
+                goto out;
+            }
+            else
+                piece[n++] = (struct piece){
+                    .dfn = r->dfn, .mfn = mfn, .nr = got, .pte = pte,
+                };
+
+            r->dfn += got;
+            r->gfn += got;
+            r->nr -= got;
+            part -= got;
+            frames += got;
+        }
+        *rc = 0;
+    }
+
+ out:
+    xlat_end(&x);
+    put_frames(ctx, extra.mfn, extra.nr, extra.pte);
+
+    return n;
+}
+
+/*
+ * Enter pieces.  Uses up the references.  Returns -ERESTART if making room was
+ * preempted.
+ */
+static int put_pieces(struct pv_iommu_ctx *ctx, struct piece *piece,
+                      unsigned int nr, uint64_t flags, unsigned long *done)
+{
+    struct piece *end = piece + nr;
     bool retry = false;
     int rc = 0;
 
-    *done = 0;
+    spin_lock(&ctx->lock);
 
-    while ( *done < nr )
+    while ( piece < end )
     {
-        uint64_t pte;
-        mfn_t mfn, next;
-        unsigned long n, got = 0;
-        long ret = get_run(ctx, gfn + *done, nr - *done, flags & hw.write,
-                           &mfn, &pte);
+        unsigned long got;
 
-        if ( ret < 0 )
-            return ret;
-        n = ret;
-
-        /* The P2M has small pages for what is contiguous nonetheless. */
-        while ( paging_mode_translate(d) && *done + n < nr )
-        {
-            uint64_t pte2;
-
-            ret = get_run(ctx, gfn + *done + n, nr - *done - n,
-                          flags & hw.write, &next, &pte2);
-            if ( ret < 0 )
-                break;
-            if ( pte2 != pte || !mfn_eq(next, mfn_add(mfn, n)) )
-            {
-                put_frames(ctx, next, ret, pte2);
-                break;
-            }
-            n += ret;
-        }
-
-        rc = install(ctx, dfn + *done, mfn, n, flags | pte, retry, &got);
+        rc = install(ctx, piece->dfn, piece->mfn, piece->nr,
+                     flags | piece->pte, retry, &got);
         *done += got;
-        if ( got < n )
-            put_frames(ctx, mfn_add(mfn, got), n - got, pte);
+        piece->dfn += got;
+        piece->mfn = mfn_add(piece->mfn, got);
+        piece->nr -= got;
 
         if ( !rc )
+        {
+            piece++;
+            retry = false;
             continue;
+        }
 
         if ( (rc != -EAGAIN && rc != -ENOMEM) || retry )
             break;
 
+        spin_unlock(&ctx->lock);
         if ( reclaim(ctx) == -ERESTART )
-            return -ERESTART;
-        retry = true;
-        if ( rc == -ENOMEM && !ACCESS_ONCE(ctx->pv->nr_free) )
+            rc = -ERESTART;
+        else if ( rc == -ENOMEM && !ACCESS_ONCE(ctx->pv->nr_free) )
             reclaim_others(ctx->pv);
-        rc = 0;
+        spin_lock(&ctx->lock);
+
+        if ( rc == -ERESTART )
+            break;
+        retry = true;
     }
 
+    spin_unlock(&ctx->lock);
+
+    for ( ; piece < end; piece++ )
+        put_frames(ctx, piece->mfn, piece->nr, piece->pte);
+
     return rc == -EAGAIN ? -EADDRINUSE : rc;
+}
+
+/*
+ * Map the next pieces, a bounded number of frames.  After an error, -ERESTART
+ * included, r is not where *done is.
+ */
+static int map_some(struct pv_iommu_ctx *ctx, struct runs *r, uint64_t flags,
+                    unsigned long *done)
+{
+    struct piece piece[NR_PIECES];
+    unsigned int nr;
+    int rc = runs_fill(r), ret;
+
+    *done = 0;
+    if ( rc )
+        return rc;
+
+    nr = get_pieces(ctx, r, flags & hw.write, piece, &rc);
+    ret = put_pieces(ctx, piece, nr, flags, done);
+
+    return ret ?: rc;
 }
 
 /*
@@ -2055,12 +2304,15 @@ static int map_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
 
     while ( *done < nr )
     {
-        unsigned long cur = dfn + *done, n, part;
+        struct runs r = {
+            .dfn = dfn + *done,
+            .gfn = gfn + *done,
+            .nr = opt_drafts ? 1 : nr - *done,
+            .map = true,
+        };
+        unsigned long part;
 
-        n = min(nr - *done, PT_ENTRIES - (cur & (PT_ENTRIES - 1)));
-        if ( opt_drafts )
-            n = 1;
-        rc = map_chunk(ctx, cur, gfn + *done, n, flags, &part);
+        rc = map_some(ctx, &r, flags, &part);
         *done += part;
         if ( rc && rc != -ERESTART )
             break;
@@ -2369,125 +2621,190 @@ static int op_flush(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
     return rc;
 }
 
-static int op_runs(struct pv_iommu *pv, bool map, bool continued,
-                   XEN_GUEST_HANDLE_PARAM(void) arg)
+/*
+ * Map, or unmap, what r has.  Adds to *done.  Returns -ERESTART if there is more
+ * to do.
+ */
+static int map_runs(struct pv_iommu_ctx *ctx, struct runs *r, uint32_t flags,
+                    unsigned long *done)
 {
-    struct pv_iommu_runs op;
-    struct pv_iommu_run run[RUNS_CHUNK];
-    struct pv_iommu_ctx *ctx;
-    unsigned long skip, first = ~0UL, last = 0;
-    unsigned int i;
-    int rc, ret = 0;
+    unsigned long dfn = r->dfn, total = 0;
+    bool list = r->nr_list;
+    int rc = 0, ret = 0;
 
-    if ( copy_from_guest(&op, arg, 1) )
-        return -EFAULT;
-
-    if ( op.pad || op.pad2 || op.nr_runs > IOMMU_MAX_RUNS ||
-         (map ? !map_flags_ok(op.flags) : op.flags & ~IOMMU_UNMAP_no_flush) )
-        return -EINVAL;
-
-    if ( !guest_handle_okay(op.runs, op.nr_runs) )
-        return -EFAULT;
-
-    ctx = ctx_get(pv, op.ctx_no, false);
-    if ( !ctx )
-        return -EINVAL;
-
-    rc = ctx->identity ? -EINVAL : 0;
-
-    if ( !continued )
-        op.done = 0;
-    skip = op.done;
-
-    for ( i = 0; !rc && i < op.nr_runs; i++ )
+    while ( !rc && !runs_end(r) )
     {
-        struct pv_iommu_run *r = &run[i % ARRAY_SIZE(run)];
-        unsigned long done = 0;
+        unsigned long part;
 
-        if ( r == run &&
-             __copy_from_guest_offset(run, op.runs, i,
-                                      min(op.nr_runs - i,
-                                          (unsigned int)ARRAY_SIZE(run))) )
-        {
-            rc = -EFAULT;
-            break;
-        }
+        rc = map_some(ctx, r, pte_flags(flags), &part);
+        total += part;
+        if ( !rc && !runs_end(r) && hypercall_preempt_check() )
+            rc = -ERESTART;
+    }
 
-        if ( !r->nr_frames )
+    if ( total && hw.flush_added && !(flags & IOMMU_MAP_no_flush) )
+        ret = list ? flush_range(ctx, 0, 0, IOMMU_FLUSHF_added |
+                                            IOMMU_FLUSHF_all)
+                   : flush_range(ctx, dfn, total, IOMMU_FLUSHF_added);
+    *done += total;
+
+    return ret && (!rc || rc == -ERESTART) ? ret : rc;
+}
+
+static int unmap_list(struct pv_iommu_ctx *ctx, struct runs *r, uint32_t flags,
+                      unsigned long *done)
+{
+    unsigned long before = *done;
+    unsigned int n = 0;
+    int rc = 0;
+
+    while ( !rc && !runs_end(r) )
+    {
+        unsigned long part;
+        bool splits = false, grants = false;
+
+        rc = runs_fill(r) ?: runs_next(r);
+        if ( rc <= 0 )
             continue;
 
-        rc = check_range(r->dfn, r->nr_frames);
-        if ( !rc && map && r->gfn + r->nr_frames < r->gfn )
-            rc = -ENOENT;
-        if ( rc )
-            break;
-
-        if ( skip >= r->nr_frames )
+        rc = unmap_run(ctx, r->dfn, r->nr, 0, &part, &splits, &grants);
+        if ( part && (grants || !defer(ctx, r->dfn, part)) )
         {
-            skip -= r->nr_frames;
-            continue;
+            /* No room: this is where the one flush becomes two. */
+            int ret = finish_unmap(ctx, r->dfn, part, splits);
+
+            if ( ret )
+                return ret;
+            ret = flush_deferred(ctx);
+            if ( ret && (!rc || rc == -ERESTART) )
+                rc = ret;
         }
+        *done += part;
+        r->dfn += part;
+        r->nr -= part;
 
-        r->dfn += skip;
-        r->gfn += skip;
-        r->nr_frames -= skip;
-        skip = 0;
-
-        if ( map )
-            rc = map_run(ctx, r->dfn, r->gfn, r->nr_frames, 0,
-                         pte_flags(op.flags), &done);
-        else
-        {
-            bool splits = false, grants = false;
-
-            rc = unmap_run(ctx, r->dfn, r->nr_frames, 0, &done, &splits,
-                           &grants);
-            if ( done && (grants || !defer(ctx, r->dfn, done)) )
-            {
-                /* No room: this is where the one flush becomes two. */
-                ret = finish_unmap(ctx, r->dfn, done, splits) ?:
-                      flush_deferred(ctx);
-                if ( ret && (!rc || rc == -ERESTART) )
-                    rc = ret;
-            }
-        }
-
-        op.done += done;
-        if ( done )
-        {
-            first = min(first, r->dfn + 0UL);
-            last = max(last, r->dfn + done - 1);
-        }
-
-        /* Longer runs check by themselves. */
-        if ( !rc && i + 1 < op.nr_runs && !((i + 1) % RUNS_PREEMPT) &&
+        if ( !rc && !(++n % RUNS_PREEMPT) && !runs_end(r) &&
              hypercall_preempt_check() )
             rc = -ERESTART;
     }
 
-    if ( map )
+    if ( !(flags & IOMMU_UNMAP_no_flush) )
     {
-        if ( first <= last && hw.flush_added &&
-             !(op.flags & IOMMU_MAP_no_flush) )
-            ret = flush_range(ctx, first, last - first + 1, IOMMU_FLUSHF_added);
+        int ret = flush_deferred(ctx);
+
+        if ( ret && (!rc || rc == -ERESTART) )
+            rc = ret;
+        /* Devices may still reach all of them. */
+        if ( ret && ret != -ERESTART )
+            *done = before;
     }
-    else if ( !(op.flags & IOMMU_UNMAP_no_flush) )
-        ret = flush_deferred(ctx);
-
-    if ( ret && (!rc || rc == -ERESTART) )
-        rc = ret;
-
-    if ( __copy_field_to_guest(guest_handle_cast(arg, pv_iommu_runs_t), &op,
-                               done) )
-        rc = -EFAULT;
-
-    ctx_put(ctx);
 
     return rc;
 }
 
-long do_iommu_op(unsigned int subop, XEN_GUEST_HANDLE_PARAM(void) arg)
+static int unmap_range(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                       unsigned long nr, uint32_t flags, unsigned long *done)
 {
+    int rc;
+
+    do {
+        unsigned long part;
+        bool splits = false, grants = false;
+
+        rc = unmap_run(ctx, dfn, nr, 0, &part, &splits, &grants);
+
+        /* See op_unmap(). */
+        if ( part && (!(flags & IOMMU_UNMAP_no_flush) || grants ||
+                      !defer(ctx, dfn, part)) )
+        {
+            int ret = finish_unmap(ctx, dfn, part, splits);
+
+            /* Devices may still reach these. */
+            if ( ret )
+                return ret;
+        }
+        *done += part;
+        dfn += part;
+        nr -= part;
+    } while ( rc == -ERESTART && !hypercall_preempt_check() );
+
+    return rc;
+}
+
+/* Ops with their arguments in registers. Returns the number of frames done. */
+static long op_runs(struct pv_iommu *pv, unsigned int subop, unsigned long a1,
+                    unsigned long a2, unsigned long a3, unsigned long a4)
+{
+    struct pv_iommu_run buf[RUNS_CHUNK];
+    struct runs r = { .buf = buf };
+    unsigned int cmd = subop & ~OP_CONTINUED;
+    bool list = cmd == IOMMU_map_runs || cmd == IOMMU_unmap_runs;
+    uint32_t flags = a1 >> 32;
+    unsigned long done = 0;
+    struct pv_iommu_ctx *ctx;
+    int rc;
+
+    r.map = cmd == IOMMU_map_range || cmd == IOMMU_map_runs;
+    if ( ((uint32_t)a1 >> 16) ||
+         (r.map ? !map_flags_ok(flags) : flags & ~IOMMU_UNMAP_no_flush) ||
+         (list && a3 > IOMMU_MAX_RUNS) )
+        return -EINVAL;
+
+    if ( list )
+    {
+        r.list = guest_handle_from_ptr((void *)a2, pv_iommu_run_t);
+        r.nr_list = a3;
+        r.skip = done = a4;
+    }
+    else
+    {
+        r.dfn = a2;
+        r.nr = a3;
+        r.gfn = a4;
+        rc = r.nr ? check_run(&r) : 0;
+        if ( rc )
+            return rc;
+    }
+
+    ctx = ctx_get(pv, a1 & 0xffff, false);
+    if ( !ctx )
+        return -EINVAL;
+
+    if ( ctx->identity )
+        rc = -EINVAL;
+    else if ( r.map )
+        rc = map_runs(ctx, &r, flags, &done);
+    else if ( list )
+        rc = unmap_list(ctx, &r, flags, &done);
+    else
+        rc = r.nr ? unmap_range(ctx, r.dfn, r.nr, flags, &done) : 0;
+
+    ctx_put(ctx);
+
+    /* More frames than there are were to be left out. */
+    if ( !rc && r.skip )
+        rc = -EINVAL;
+
+    if ( rc == -ERESTART && list )
+        return hypercall_create_continuation(__HYPERVISOR_iommu_op, "illll",
+                                             subop | OP_CONTINUED, a1, a2, a3,
+                                             done);
+    if ( rc == -ERESTART && !done )
+        return hypercall_create_continuation(__HYPERVISOR_iommu_op, "illll",
+                                             subop, a1, a2, a3, a4);
+
+    /* An error is reported when nothing was done. The caller comes back. */
+    if ( rc && (!list || !(subop & OP_CONTINUED)) &&
+         done == (list ? a4 : 0) )
+        return rc;
+
+    return done;
+}
+
+long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
+                 unsigned long a3, unsigned long a4)
+{
+    XEN_GUEST_HANDLE_PARAM(void) arg = guest_handle_from_ptr((void *)a1, void);
     struct domain *d = current->domain;
     unsigned int cmd = subop & ~OP_CONTINUED;
     struct pv_iommu *pv;
@@ -2530,6 +2847,8 @@ long do_iommu_op(unsigned int subop, XEN_GUEST_HANDLE_PARAM(void) arg)
     case IOMMU_map_pages:
     case IOMMU_unmap_pages:
     case IOMMU_flush_pages:
+    case IOMMU_map_range:
+    case IOMMU_unmap_range:
     case IOMMU_map_runs:
     case IOMMU_unmap_runs:
         if ( !pv )
@@ -2586,12 +2905,11 @@ long do_iommu_op(unsigned int subop, XEN_GUEST_HANDLE_PARAM(void) arg)
         rc = op_flush(pv, arg);
         break;
 
+    case IOMMU_map_range:
+    case IOMMU_unmap_range:
     case IOMMU_map_runs:
     case IOMMU_unmap_runs:
-        rc = op_runs(pv, cmd == IOMMU_map_runs, subop & OP_CONTINUED, arg);
-        if ( rc == -ERESTART )
-            subop |= OP_CONTINUED;
-        break;
+        return op_runs(pv, subop, a1, a2, a3, a4);
 
     default:
         ASSERT_UNREACHABLE();
@@ -2599,8 +2917,8 @@ long do_iommu_op(unsigned int subop, XEN_GUEST_HANDLE_PARAM(void) arg)
     }
 
     if ( rc == -ERESTART )
-        return hypercall_create_continuation(__HYPERVISOR_iommu_op, "ih",
-                                             subop, arg);
+        return hypercall_create_continuation(__HYPERVISOR_iommu_op, "il",
+                                             subop, a1);
 
     return rc;
 }
@@ -2818,13 +3136,6 @@ static void __init __maybe_unused build_assertions(void)
     FIELD(run, gfn, 0);
     FIELD(run, dfn, 8);
     FIELD(run, nr_frames, 16);
-
-    SIZE(runs, 32);
-    FIELD(runs, ctx_no, 0);
-    FIELD(runs, flags, 4);
-    FIELD(runs, nr_runs, 8);
-    FIELD(runs, runs, 16);
-    FIELD(runs, done, 24);
 
 #undef FIELD
 #undef SIZE

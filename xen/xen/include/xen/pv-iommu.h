@@ -72,6 +72,8 @@ struct pv_iommu_ctx {
     /* Protects all below, and the tables. */
     spinlock_t lock;
     struct page_info *root;
+    /* Table of the lowest level that was used last, NULL if that is gone. */
+    struct page_info *last;
     /* Tables without entries, kept for the next mapping. */
     struct page_list_head empty;
     /* Tables that were taken out of the tree; free after a flush of all. */
