@@ -104,7 +104,6 @@ CASES = {
     # Xen 4.20 has no SR-IOV for a PVH dom0: it refuses the functions for their MSI-X tables (SUPPORT.md).
     "vfio-sriov-pv-vtd": sriov("pv", "vtd"),
     "vfio-selftests-pvh-vtd": selftests("pvh", "vtd", SHORT),
-    "vfio-selftests-pv-amd": selftests("pv", "amd", SHORT),
     "vfio-msi-pvh-vtd": msi("pvh", "vtd"),
     "vfio-msi-pv-vtd": msi("pv", "vtd"),
 }
@@ -116,8 +115,10 @@ EXTRA = {
     "vfio-large-pvh": on_nvme("pvh", "vtd", "vfio-nvme", "vfio-large", timeout=2400, xen_args=machines.BIG_XEN_ARGS,
                               qemu_args=f"-m {machines.BIG_MEMORY}",
                               env={"LAB_TESTS": "vfio-nvme", "LAB_MAPPINGS": 262144, "LAB_LARGE_MIB": 1024}),
+    # With AMD-Vi an igb's tests end without a verdict: QEMU 10.0 does not deliver the serial port's interrupt there.
+    # What the programs say is on the console.
     **{f"vfio-selftests-{dom0}-{iommu}": selftests(dom0, iommu, SHORT)
-       for dom0, iommu in (("pvh", "amd"), ("pv", "vtd"))},
+       for dom0, iommu in (("pvh", "amd"), ("pv", "vtd"), ("pv", "amd"))},
     # Real DMA, and interrupts: 1 GiB is mapped for each case.
     **{f"vfio-driver-{dom0}-{iommu}": selftests(dom0, iommu, "vfio_pci_driver_test", timeout=2400)
        for dom0, iommu in MACHINES},
