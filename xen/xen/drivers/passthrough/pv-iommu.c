@@ -1154,6 +1154,7 @@ static int flush_ctx(struct pv_iommu_ctx *ctx)
     page_list_move(&stale, &ctx->stale);
     ctx->nr_stale = 0;
     tail = ctx->def_tail;
+    ctx->def_sealed = tail;
     spin_unlock(&ctx->lock);
 
     rc = flush_range(ctx, 0, 0, IOMMU_FLUSHF_modified | IOMMU_FLUSHF_all);
@@ -1226,15 +1227,24 @@ static int flush_deferred(struct pv_iommu_ctx *ctx)
 /* Remember a dead range for flush_deferred(). False if there is no room. */
 static bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
 {
+    unsigned int idx;
     bool ok;
 
     spin_lock(&ctx->lock);
 
+    idx = (ctx->def_tail - 1) % PV_IOMMU_NR_DEFERRED;
     ok = ctx->def_tail - ctx->def_head < PV_IOMMU_NR_DEFERRED;
-    if ( ok )
-    {
-        unsigned int idx = ctx->def_tail++ % PV_IOMMU_NR_DEFERRED;
 
+    /* No flush has begun since, so that one serves both. */
+    if ( ctx->def_tail != ctx->def_sealed &&
+         ctx->deferred[idx].dfn + ctx->deferred[idx].nr == dfn )
+    {
+        ctx->deferred[idx].nr += nr;
+        ok = true;
+    }
+    else if ( ok )
+    {
+        idx = ctx->def_tail++ % PV_IOMMU_NR_DEFERRED;
         ctx->deferred[idx].dfn = dfn;
         ctx->deferred[idx].nr = nr;
     }

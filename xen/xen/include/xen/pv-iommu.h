@@ -85,9 +85,10 @@ struct pv_iommu_ctx {
 
     /*
      * Ranges that were unmapped but not flushed. Indices are free running:
-     * [head, flushed) can be released, [flushed, tail) needs a flush first.
+     * [head, flushed) can be released, [flushed, tail) needs a flush first, and
+     * [sealed, tail) is what no flush has begun for.
      */
-    unsigned int def_head, def_flushed, def_tail;
+    unsigned int def_head, def_flushed, def_sealed, def_tail;
     struct {
         unsigned long dfn, nr;
     } deferred[PV_IOMMU_NR_DEFERRED];
