@@ -93,6 +93,4 @@ def xen(lab):
         applied("xen", lab, each)
 
 
-CASES = {"series-xen": xen}
-# Not yet seen to its end: only by name.
-EXTRA = {"series-linux": linux}
+CASES = {"series-xen": xen, "series-linux": linux}
