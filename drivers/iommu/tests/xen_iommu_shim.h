@@ -302,8 +302,16 @@ do {									\
 #define kexec_in_progress	(xt_env.kexec)
 #define xen_isolated_msi	(xt_env.isolated_msi)
 
+static inline long xt_single_call(unsigned int call, unsigned long a1,
+				  unsigned long a2, unsigned long a3,
+				  unsigned long a4, unsigned long a5)
+{
+	return call == __HYPERVISOR_iommu_op ?
+		sim_iommu_op_regs(a1, a2, a3, a4, a5) : -ENOSYS;
+}
+
 #define HYPERVISOR_iommu_op	sim_iommu_op
-#define xen_single_call(call, ...)	sim_iommu_op_regs(__VA_ARGS__)
+#define xen_single_call		xt_single_call
 #define HYPERVISOR_multicall	sim_multicall
 #define HYPERVISOR_memory_op	sim_memory_op
 #define pfn_to_gfn		sim_pfn_to_gfn

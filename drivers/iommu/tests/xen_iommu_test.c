@@ -139,6 +139,13 @@ static const struct sim_conf xt_confs[] = {
 		.pv = true,
 		.pv_order = 1,
 	}, {
+		/* Ranges and lists are given up half done. */
+		.desc = "preempting_runs",
+		.caps = IOMMUCAP_default_identity | IOMMUCAP_runs,
+		.pgsize_mask = SZ_4K | SZ_2M,
+		.max_iova = XT_MAX_IOVA,
+		.quirks = SIM_PREEMPTS,
+	}, {
 		/* Context 0 blocks, identity is a context of its own. */
 		.desc = "blocking",
 		.caps = IOMMUCAP_identity | IOMMUCAP_cache | IOMMUCAP_runs,
@@ -231,6 +238,13 @@ static struct xt *xt_new(struct kunit *test, const struct sim_conf *conf)
 	xt->xi = kzalloc_obj(*xt->xi);
 	KUNIT_ASSERT_NOT_NULL(test, xt->xi);
 	return xt;
+}
+
+/* For what counts traps. Where there are no runs, preemption costs none. */
+static void xt_without_preemption(struct xt *xt)
+{
+	if (xt->sim.conf.caps & IOMMUCAP_runs)
+		xt->sim.conf.quirks &= ~SIM_PREEMPTS;
 }
 
 static int xt_probe(struct xt *xt, unsigned int i)
@@ -530,6 +544,7 @@ static void map_pieces_go_out_together(struct kunit *test)
 	struct iommu_domain *domain = xt_domain(xt);
 	static const unsigned int sizes[] = { 1, 2, 3, 8, 9, 60 };
 
+	xt_without_preemption(xt);
 	for (unsigned int i = 0; i < ARRAY_SIZE(sizes); i++) {
 		unsigned int nr = sizes[i];
 
@@ -553,6 +568,7 @@ static void map_many_pieces(struct kunit *test)
 	struct iommu_domain *domain = xt_domain(xt);
 	unsigned int nr = XEN_IOMMU_MANY_RUNS + XEN_IOMMU_MULTICALLS + 3;
 
+	xt_without_preemption(xt);
 	sim_reset_log(&xt->sim);
 	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, nr), 0);
 	KUNIT_EXPECT_LE(test, xt->sim.traps, nr / XEN_IOMMU_MULTICALLS + 2);
@@ -584,6 +600,7 @@ static void flush_during_map_goes_out_together(struct kunit *test)
 	struct xt *xt = xt_start(test, test->param_value);
 	struct iommu_domain *domain = xt_domain(xt);
 
+	xt_without_preemption(xt);
 	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 60), 0);
 	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA, 60), 60);
 	xt_set_bufs_busy(xt, XEN_IOMMU_MAP, true);
@@ -994,6 +1011,7 @@ static void map_pieces_failure_in_the_middle(struct kunit *test)
 	struct iommu_domain *domain = xt_domain(xt);
 	static const unsigned int skip[] = { 0, 1, 17, 63, 64, 99 };
 
+	xt_without_preemption(xt);
 	for (unsigned int i = 0; i < ARRAY_SIZE(skip); i++) {
 		unsigned int mapped;
 
@@ -1126,6 +1144,7 @@ static void unmap_goes_on_after_short_result(struct kunit *test)
 	struct xt *xt = xt_start(test, test->param_value);
 	struct iommu_domain *domain = xt_domain(xt);
 
+	xt_without_preemption(xt);
 	for (unsigned int i = 0; i < ARRAY_SIZE(xt_errors); i++) {
 		KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
 		xt_fail_unmaps(xt, 0, 3, xt_errors[i], 4);
@@ -1259,6 +1278,7 @@ static void unmap_of_very_many_mappings(struct kunit *test)
 	struct iommu_domain *domain = xt_domain(xt);
 	unsigned int nr = XEN_IOMMU_MAX_MAPPINGS + 10;
 
+	xt_without_preemption(xt);
 	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, nr), 0);
 	sim_reset_log(&xt->sim);
 	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, nr), nr);
@@ -1272,6 +1292,7 @@ static void unmap_across_mappings_is_one_call(struct kunit *test)
 	struct xt *xt = xt_start(test, test->param_value);
 	struct iommu_domain *domain = xt_domain(xt);
 
+	xt_without_preemption(xt);
 	for (unsigned int i = 0; i < 10; i++)
 		KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + 2 * i * XT_4K,
 					     XT_PHYS + i * SZ_1M, 2), 0);
@@ -1360,6 +1381,7 @@ static void queued_unmaps_go_out_together(struct kunit *test)
 	struct iommu_domain *domain = xt_domain(xt);
 	static const unsigned int sizes[] = { 1, 2, 64, 65, 600 };
 
+	xt_without_preemption(xt);
 	for (unsigned int i = 0; i < ARRAY_SIZE(sizes); i++) {
 		unsigned int nr = sizes[i];
 
@@ -2892,6 +2914,7 @@ static void counters_count(struct kunit *test)
 	struct iommu_domain *domain = xt_domain(xt);
 	u64 calls = xt_stat(xt, "hypercalls"), errors = xt_stat(xt, "errors");
 
+	xt_without_preemption(xt);
 	sim_reset_log(&xt->sim);
 	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 60), 0);
 	KUNIT_EXPECT_EQ(test, xt_stat(xt, "pages_mapped"), 60);
