@@ -115,8 +115,8 @@ EXTRA = {
     "vfio-large-pvh": on_nvme("pvh", "vtd", "vfio-nvme", "vfio-large", timeout=2400, xen_args=machines.BIG_XEN_ARGS,
                               qemu_args=f"-m {machines.BIG_MEMORY}",
                               env={"LAB_TESTS": "vfio-nvme", "LAB_MAPPINGS": 262144, "LAB_LARGE_MIB": 1024}),
-    # With AMD-Vi an igb's tests end without a verdict: QEMU 10.0 does not deliver the serial port's interrupt there.
-    # What the programs say is on the console.
+    # With AMD-Vi an igb's tests end without a verdict: nothing comes out of the second serial port there with QEMU 10.0,
+    # and why is not known. What the programs say is on the console.
     **{f"vfio-selftests-{dom0}-{iommu}": selftests(dom0, iommu, SHORT)
        for dom0, iommu in (("pvh", "amd"), ("pv", "vtd"), ("pv", "amd"))},
     # Real DMA, and interrupts: 1 GiB is mapped for each case.
