@@ -180,6 +180,8 @@ reads; work is all without the traps times the cost of an empty hypercall (noop)
 ## NVMe, one read at a time, thousands of instructions per read [traps]
 
 What is the IOMMU's is the difference to the same read on the same kind of machine without one.
+The CPU idles while the disk works, and what it does then counts, too, and differs from boot to boot: small differences
+say nothing.
 
 {nvme(results)}
 ## Memory for what is mapped, KiB per GiB (of a single mapping; slab is all of the kernel's)
