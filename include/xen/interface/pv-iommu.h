@@ -278,8 +278,6 @@ struct pv_iommu_run {
 	u64 nr_frames;
 };
 
-DEFINE_GUEST_HANDLE_STRUCT(pv_iommu_run);
-
 #define IOMMU_MAX_RUNS              1024
 
 #endif /* __XEN_PUBLIC_PV_IOMMU_H__ */
