@@ -16,7 +16,9 @@
  * mappings are put aside, and flush_iotlb_all() unmaps them together.
  *
  * The record is a tree of mappings per domain. It changes only with what the
- * hypervisor says that it has done, so that it tells what devices can reach.
+ * hypervisor says that it has done, so that it tells what devices can reach. The
+ * pieces of a scatterlist become segments of one mapping: until sync takes it, a
+ * mapping grows at its end, whoever adds to it.
  *
  * Locking: xen_iommu_domain.flush_lock, then xen_iommu_domain.lock. Hypercalls
  * are made without .lock: the callers of the IOMMU API see to it that ranges in
@@ -125,6 +127,9 @@ ABI_FIELD(run, nr_frames, 16);
 #define XEN_IOMMU_MAX_LOOKUPS	16384
 /* Mappings to walk over under a lock. */
 #define XEN_IOMMU_MAX_MAPPINGS	4096
+/* Segments that a mapping has room for at first; bytes that it grows to. */
+#define XEN_IOMMU_FEW_SEGS	2
+#define XEN_IOMMU_MAX_MAPPING	((size_t)SZ_4K)
 /* Longest run: the counters of the hypercalls have 32 bits. */
 #define XEN_IOMMU_MAX_RUN	BIT(30)
 
@@ -316,15 +321,37 @@ struct xen_iommu_domain {
 };
 
 /**
- * struct xen_iommu_mapping - a range that is contiguous in iova and phys
+ * struct xen_iommu_seg - a part of a mapping that is contiguous in phys
+ * @iova: first address, in bytes; it ends where the next one begins
+ * @phys: physical address of the first byte
+ */
+struct xen_iommu_seg {
+	unsigned long iova;
+	phys_addr_t phys;
+};
+
+/*
+ * A mapping is new until sync takes it, and grows till then. When sync has been
+ * tried, there is no more than it says to be mapped.
+ */
+enum xen_iommu_state {
+	XEN_IOMMU_NEW,
+	XEN_IOMMU_SYNCING,
+	XEN_IOMMU_SYNCED
+};
+
+/**
+ * struct xen_iommu_mapping - a range without holes
  * @node: place in the tree, as long as the caller has it mapped
  * @list: place among the deferred, or among those to free
  * @iova: first address, in bytes
  * @last: last address, in bytes, inclusive
- * @phys: physical address of the first byte
  * @mapped: bytes from @iova on that the hypervisor has mapped
  * @flags: IOMMU_MAP_*
- * @synced: sync has been tried: there is no more than @mapped
+ * @nr: number of segments; there is at least one
+ * @max: segments that there is room for
+ * @state: how far sync is
+ * @seg: the segments, in order; the first begins at @iova
  */
 struct xen_iommu_mapping {
 	union {
@@ -333,10 +360,12 @@ struct xen_iommu_mapping {
 	};
 	unsigned long iova;
 	unsigned long last;
-	phys_addr_t phys;
 	unsigned long mapped;
 	u32 flags;
-	bool synced;
+	u16 nr;
+	u16 max;
+	enum xen_iommu_state state;
+	struct xen_iommu_seg seg[] __counted_by(max);
 };
 
 /**
@@ -814,6 +843,33 @@ static unsigned long xen_iommu_mapping_size(const struct xen_iommu_mapping *m)
 	return m->last - m->iova + 1;
 }
 
+static struct xen_iommu_mapping *xen_iommu_alloc_mapping(unsigned int max,
+							 gfp_t gfp)
+{
+	struct xen_iommu_mapping *m = kmalloc_flex(*m, seg, max, gfp);
+
+	if (m)
+		m->max = max;
+	return m;
+}
+
+/* Index of the segment that @iova is in. */
+static unsigned int xen_iommu_find_seg(const struct xen_iommu_mapping *m,
+				       unsigned long iova)
+{
+	unsigned int found = 0, end = m->nr;
+
+	while (end - found > 1) {
+		unsigned int mid = (found + end) / 2;
+
+		if (m->seg[mid].iova <= iova)
+			found = mid;
+		else
+			end = mid;
+	}
+	return found;
+}
+
 static struct xen_iommu_mapping *xen_iommu_next(struct xen_iommu_mapping *m)
 {
 	return rb_entry_safe(rb_next(&m->node), struct xen_iommu_mapping, node);
@@ -867,12 +923,49 @@ static int xen_iommu_insert(struct xen_iommu_domain *dom,
 	return 0;
 }
 
+/* Copies the segments of @m from @iova on. @to may be @m. */
+static void xen_iommu_copy_segs(struct xen_iommu_mapping *to,
+				const struct xen_iommu_mapping *m,
+				unsigned long iova)
+{
+	unsigned int first = xen_iommu_find_seg(m, iova);
+
+	to->nr = m->nr - first;
+	memmove(to->seg, m->seg + first, to->nr * sizeof(to->seg[0]));
+	to->seg[0].phys += iova - to->seg[0].iova;
+	to->seg[0].iova = iova;
+}
+
 /* Takes a range off the front of a mapping that has more than that. */
 static void xen_iommu_trim(struct xen_iommu_mapping *m, unsigned long size)
 {
+	xen_iommu_copy_segs(m, m, m->iova + size);
 	m->iova += size;
-	m->phys += size;
 	m->mapped -= min(size, m->mapped);
+}
+
+/* Takes off its end, from @iova on. */
+static void xen_iommu_truncate(struct xen_iommu_mapping *m, unsigned long iova)
+{
+	m->last = iova - 1;
+	m->mapped = min(m->mapped, iova - m->iova);
+	m->nr = xen_iommu_find_seg(m, m->last) + 1;
+}
+
+/* Makes the end of @m, from @iova on, a mapping of its own: @tail. */
+static void xen_iommu_split(struct xen_iommu_domain *dom,
+			    struct xen_iommu_mapping *m, unsigned long iova,
+			    struct xen_iommu_mapping *tail)
+{
+	tail->iova = iova;
+	tail->last = m->last;
+	tail->mapped = m->mapped - min(m->mapped, iova - m->iova);
+	tail->flags = m->flags;
+	tail->state = m->state;
+	xen_iommu_copy_segs(tail, m, iova);
+	xen_iommu_truncate(m, iova);
+	/* Cannot overlap: it was part of m. */
+	WARN_ON_ONCE(xen_iommu_insert(dom, tail));
 }
 
 /*
@@ -889,22 +982,11 @@ static void xen_iommu_erase(struct xen_iommu_domain *dom, unsigned long iova,
 		next = xen_iommu_next(m);
 
 		if (m->iova < iova) {
-			unsigned long keep = iova - m->iova;
-
 			if (m->last > last) {
-				struct xen_iommu_mapping *tail = *spare;
-
+				xen_iommu_split(dom, m, last + 1, *spare);
 				*spare = NULL;
-				*tail = *m;
-				xen_iommu_trim(tail, last + 1 - m->iova);
-				m->last = iova - 1;
-				m->mapped = min(m->mapped, keep);
-				/* Cannot overlap: it was part of m. */
-				WARN_ON_ONCE(xen_iommu_insert(dom, tail));
-				return;
 			}
-			m->last = iova - 1;
-			m->mapped = min(m->mapped, keep);
+			xen_iommu_truncate(m, iova);
 		} else if (m->last > last) {
 			xen_iommu_trim(m, last + 1 - m->iova);
 		} else {
@@ -926,20 +1008,11 @@ static void xen_iommu_free_mappings(struct list_head *garbage)
  * Mapping
  */
 
-/* Adds what there is to map of @m to the batch; false if there was no room. */
-static bool xen_iommu_collect_one(struct xen_iommu *xi,
-				  struct xen_iommu_mapping *m,
-				  struct xen_iommu_batch *b,
-				  unsigned int *lookups)
+/* Adds a part of a segment to the batch; false if there was no room. */
+static bool xen_iommu_collect_seg(struct xen_iommu *xi, struct xen_iommu_batch *b,
+				  u64 dfn, u64 gfn, u64 nr, unsigned int *lookups)
 {
-	u64 dfn = (m->iova + m->mapped) >> XEN_PAGE_SHIFT;
-	u64 gfn = (m->phys + m->mapped) >> XEN_PAGE_SHIFT;
-	u64 nr = (xen_iommu_mapping_size(m) - m->mapped) >> XEN_PAGE_SHIFT;
-	u64 unit = 1;
-
-	if (b->nr && b->flags != m->flags)
-		return false;
-	b->flags = m->flags;
+	u64 unit;
 
 	if (!xi->hyp->pfn_to_gfn) {
 		for (; nr; nr -= unit, dfn += unit, gfn += unit) {
@@ -963,26 +1036,86 @@ static bool xen_iommu_collect_one(struct xen_iommu *xi,
 	return true;
 }
 
-/* Fills a batch from what is to be mapped in a range; true if there is more. */
-static bool xen_iommu_collect(struct xen_iommu_domain *dom, unsigned long *iova,
-			      unsigned long last, struct xen_iommu_batch *b)
+/* Adds what there is to map of @m to the batch; false if there was no room. */
+static bool xen_iommu_collect_one(struct xen_iommu *xi,
+				  struct xen_iommu_mapping *m,
+				  struct xen_iommu_batch *b,
+				  unsigned int *lookups)
+{
+	unsigned long iova = m->iova + m->mapped, end;
+
+	if (b->nr && b->flags != m->flags)
+		return false;
+	b->flags = m->flags;
+
+	for (unsigned int i = xen_iommu_find_seg(m, iova); i < m->nr; i++) {
+		phys_addr_t phys = m->seg[i].phys + (iova - m->seg[i].iova);
+
+		end = i + 1 < m->nr ? m->seg[i + 1].iova : m->last + 1;
+		if (!xen_iommu_collect_seg(xi, b, iova >> XEN_PAGE_SHIFT,
+					   phys >> XEN_PAGE_SHIFT,
+					   (end - iova) >> XEN_PAGE_SHIFT,
+					   lookups))
+			return false;
+		iova = end;
+	}
+	return true;
+}
+
+/*
+ * Takes for sync the part of a new mapping that is in its range. What is outside
+ * is somebody else's, who will sync it. Returns NULL if memory is short.
+ */
+static struct xen_iommu_mapping *xen_iommu_take_new(struct xen_iommu_domain *dom,
+						    struct xen_iommu_mapping *m,
+						    unsigned long iova,
+						    unsigned long last)
+{
+	struct xen_iommu_mapping *tail;
+
+	if (m->iova < iova) {
+		tail = xen_iommu_alloc_mapping(m->max, GFP_ATOMIC);
+		if (!tail)
+			return NULL;
+		xen_iommu_split(dom, m, iova, tail);
+		m = tail;
+	}
+	if (m->last > last) {
+		tail = xen_iommu_alloc_mapping(m->max, GFP_ATOMIC);
+		if (!tail)
+			return NULL;
+		xen_iommu_split(dom, m, last + 1, tail);
+	}
+	m->state = XEN_IOMMU_SYNCING;
+	return m;
+}
+
+/*
+ * Fills a batch from what is to be mapped in a range. Returns 1 if there is
+ * more, 0 if not, or -ENOMEM.
+ */
+static int xen_iommu_collect(struct xen_iommu_domain *dom, unsigned long *iova,
+			     unsigned long last, struct xen_iommu_batch *b)
 {
 	unsigned int lookups = XEN_IOMMU_MAX_LOOKUPS;
 	struct xen_iommu_mapping *m;
-	unsigned long flags;
 	bool more = false;
 
 	b->nr = 0;
-	spin_lock_irqsave(&dom->lock, flags);
+	guard(spinlock_irqsave)(&dom->lock);
 	for (m = xen_iommu_find(dom, *iova); m && m->iova <= last && !more;
 	     m = xen_iommu_next(m)) {
-		if (m->synced)
+		if (m->state == XEN_IOMMU_SYNCED)
 			continue;
+		if (m->state == XEN_IOMMU_NEW) {
+			m = xen_iommu_take_new(dom, m, *iova, last);
+			if (!m)
+				return -ENOMEM;
+		}
 		if (!b->nr)
 			*iova = m->iova;
 		more = !xen_iommu_collect_one(dom->xi, m, b, &lookups);
 	}
-	spin_unlock_irqrestore(&dom->lock, flags);
 	return more;
 }
 
@@ -994,14 +1127,15 @@ static void xen_iommu_mapped(struct xen_iommu_domain *dom, unsigned long iova,
 	unsigned long flags, n;
 
 	spin_lock_irqsave(&dom->lock, flags);
-	for (m = xen_iommu_find(dom, iova); m && m->iova <= last && (size || err);
+	for (m = xen_iommu_find(dom, iova); m && m->last <= last && (size || err);
 	     m = xen_iommu_next(m)) {
-		if (m->synced)
+		if (m->state == XEN_IOMMU_SYNCED || m->iova < iova)
 			continue;
 		n = min(size, xen_iommu_mapping_size(m) - m->mapped);
 		m->mapped += n;
 		size -= n;
-		m->synced = err || m->mapped == xen_iommu_mapping_size(m);
+		if (err || m->mapped == xen_iommu_mapping_size(m))
+			m->state = XEN_IOMMU_SYNCED;
 	}
 	spin_unlock_irqrestore(&dom->lock, flags);
 }
@@ -1012,9 +1146,8 @@ static int xen_iommu_iotlb_sync_map(struct iommu_domain *domain,
 	struct xen_iommu_domain *dom = to_xen_domain(domain);
 	unsigned long last = iova + size - 1;
 	struct xen_iommu_batch batch;
-	bool more;
+	int more, ret;
 	u64 done;
-	int ret = 0;
 
 	if (!size)
 		return 0;
@@ -1022,13 +1155,53 @@ static int xen_iommu_iotlb_sync_map(struct iommu_domain *domain,
 	xen_iommu_batch_init(&batch);
 	do {
 		more = xen_iommu_collect(dom, &iova, last, &batch);
-		if (!batch.nr)
-			break;
-		ret = xen_iommu_issue(dom, &batch, &done);
+		if (!batch.nr && !more)
+			return 0;
+		done = 0;
+		ret = more < 0 ? more : xen_iommu_issue(dom, &batch, &done);
 		xen_iommu_mapped(dom, iova, last, done << XEN_PAGE_SHIFT, ret);
 	} while (more && !ret);
 	xen_iommu_put_buf(batch.buf);
 	return ret;
+}
+
+/*
+ * Makes a range part of the mapping that ends where it begins, if that is new.
+ * Otherwise @max is how many segments its own mapping is to have room for: more
+ * if it goes on with a long scatterlist.
+ */
+static bool xen_iommu_append(struct xen_iommu_domain *dom, unsigned long iova,
+			     unsigned long last, phys_addr_t phys, u32 flags,
+			     unsigned int *max)
+{
+	struct xen_iommu_mapping *m, *next;
+	struct xen_iommu_seg *seg;
+	size_t size;
+
+	*max = XEN_IOMMU_FEW_SEGS;
+	m = iova ? xen_iommu_find(dom, iova - 1) : NULL;
+	if (!m || m->last != iova - 1 || m->state != XEN_IOMMU_NEW ||
+	    m->flags != flags)
+		return false;
+	next = xen_iommu_next(m);
+	if (next && next->iova <= last)
+		return false;
+
+	seg = &m->seg[m->nr - 1];
+	if (seg->phys + (iova - seg->iova) != phys) {
+		if (m->nr == m->max) {
+			size = kmalloc_size_roundup(struct_size(m, seg, 4 * m->max));
+			size = min(size, XEN_IOMMU_MAX_MAPPING);
+			*max = (size - sizeof(*m)) / sizeof(m->seg[0]);
+			return false;
+		}
+		m->seg[m->nr++] = (struct xen_iommu_seg) {
+			.iova = iova,
+			.phys = phys,
+		};
+	}
+	m->last = last;
+	return true;
 }
 
 static int xen_iommu_map_pages(struct iommu_domain *domain, unsigned long iova,
@@ -1038,40 +1211,50 @@ static int xen_iommu_map_pages(struct iommu_domain *domain, unsigned long iova,
 	struct xen_iommu_domain *dom = to_xen_domain(domain);
 	struct xen_iommu *xi = dom->xi;
 	size_t size = pgsize * pgcount;
+	unsigned long last = iova + size - 1;
 	struct xen_iommu_mapping *m;
-	unsigned long flags;
+	u32 map_flags = 0;
+	unsigned int max;
 	int ret;
 
 	if (!(prot & (IOMMU_READ | IOMMU_WRITE)))
 		return -EINVAL;
-	if (!size || iova + size - 1 < iova ||
-	    iova + size - 1 > domain->geometry.aperture_end)
+	if (!size || last < iova || last > domain->geometry.aperture_end)
 		return -ERANGE;
 
-	m = kmalloc_obj(*m, gfp);
+	if (prot & IOMMU_READ)
+		map_flags |= IOMMU_MAP_readable;
+	if (prot & IOMMU_WRITE)
+		map_flags |= IOMMU_MAP_writeable;
+	if ((prot & IOMMU_CACHE) && (xi->caps & IOMMUCAP_cache))
+		map_flags |= IOMMU_MAP_cache;
+
+	scoped_guard(spinlock_irqsave, &dom->lock) {
+		if (dom->enforce_cache)
+			map_flags |= IOMMU_MAP_cache;
+		if (!(map_flags & IOMMU_MAP_cache))
+			dom->uncached = true;
+		if (xen_iommu_append(dom, iova, last, paddr, map_flags, &max)) {
+			*mapped = size;
+			return 0;
+		}
+	}
+
+	m = xen_iommu_alloc_mapping(max, gfp);
 	if (!m)
 		return -ENOMEM;
 
-	*m = (struct xen_iommu_mapping) {
-		.iova = iova,
-		.last = iova + size - 1,
-		.phys = paddr,
-	};
-	if (prot & IOMMU_READ)
-		m->flags |= IOMMU_MAP_readable;
-	if (prot & IOMMU_WRITE)
-		m->flags |= IOMMU_MAP_writeable;
-	if ((prot & IOMMU_CACHE) && (xi->caps & IOMMUCAP_cache))
-		m->flags |= IOMMU_MAP_cache;
+	m->iova = iova;
+	m->last = last;
+	m->mapped = 0;
+	m->flags = map_flags;
+	m->state = XEN_IOMMU_NEW;
+	m->nr = 1;
+	m->seg[0].iova = iova;
+	m->seg[0].phys = paddr;
 
-	spin_lock_irqsave(&dom->lock, flags);
-	if (dom->enforce_cache)
-		m->flags |= IOMMU_MAP_cache;
-	ret = xen_iommu_insert(dom, m);
-	if (!ret && !(m->flags & IOMMU_MAP_cache))
-		dom->uncached = true;
-	spin_unlock_irqrestore(&dom->lock, flags);
-
+	scoped_guard(spinlock_irqsave, &dom->lock)
+		ret = xen_iommu_insert(dom, m);
 	if (ret) {
 		kfree(m);
 		return ret;
@@ -1087,10 +1270,12 @@ static int xen_iommu_map_pages(struct iommu_domain *domain, unsigned long iova,
 /*
  * Looks at what there is from @iova on. Returns how much of it is of one kind,
  * all in the hypervisor (@real) or all not, and without holes; 0 if there is
- * nothing. @split: taking it out may need a spare mapping.
+ * nothing. @split: taking it out may need a spare mapping, with room for as many
+ * segments; 0 if not.
  */
 static size_t xen_iommu_extent(struct xen_iommu_domain *dom, unsigned long iova,
-			       unsigned long last, bool *real, bool *split)
+			       unsigned long last, bool *real,
+			       unsigned int *split)
 {
 	struct xen_iommu_mapping *m = xen_iommu_find(dom, iova);
 	unsigned int nr = XEN_IOMMU_MAX_MAPPINGS;
@@ -1099,7 +1284,7 @@ static size_t xen_iommu_extent(struct xen_iommu_domain *dom, unsigned long iova,
 	if (!m || m->iova > iova)
 		return 0;
 
-	*split = m->iova < iova;
+	*split = m->iova < iova ? m->max : 0;
 	*real = iova - m->iova < m->mapped;
 	if (!*real)
 		return min(last, m->last) - iova + 1;
@@ -1152,7 +1337,8 @@ static size_t xen_iommu_unmap_pages(struct iommu_domain *domain,
 	struct xen_iommu_mapping *spare = NULL;
 	LIST_HEAD(garbage);
 	unsigned long flags;
-	bool real, split;
+	unsigned int split;
+	bool real;
 
 	for (; total < want; iova += done, total += done) {
 		if (gather && gather->queued) {
@@ -1168,8 +1354,9 @@ static size_t xen_iommu_unmap_pages(struct iommu_domain *domain,
 			break;
 
 		/* Before the hypercall: what it has done must be recorded. */
-		if (split && !spare) {
-			spare = kmalloc_obj(*spare, GFP_ATOMIC);
+		if (split && (!spare || spare->max < split)) {
+			kfree(spare);
+			spare = xen_iommu_alloc_mapping(split, GFP_ATOMIC);
 			if (!spare)
 				break;
 		}
@@ -1397,14 +1584,17 @@ static phys_addr_t xen_iommu_iova_to_phys(struct iommu_domain *domain,
 	struct xen_iommu_domain *dom = to_xen_domain(domain);
 	struct xen_iommu *xi = dom->xi;
 	struct xen_iommu_mapping *m;
+	struct xen_iommu_seg *seg;
 	phys_addr_t phys = 0;
 	unsigned long flags;
 
 	spin_lock_irqsave(&dom->lock, flags);
 	m = xen_iommu_find(dom, iova);
 	if (m && m->iova <= iova &&
-	    (!m->synced || iova - m->iova < m->mapped))
-		phys = m->phys + (iova - m->iova);
+	    (m->state != XEN_IOMMU_SYNCED || iova - m->iova < m->mapped)) {
+		seg = &m->seg[xen_iommu_find_seg(m, iova)];
+		phys = seg->phys + (iova - seg->iova);
+	}
 	spin_unlock_irqrestore(&dom->lock, flags);
 	if (phys)
 		return phys;

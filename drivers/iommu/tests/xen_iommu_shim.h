@@ -241,6 +241,7 @@ do {									\
 #endif
 
 #undef kmalloc_obj
+#undef kmalloc_flex
 #undef kzalloc_obj
 #undef kcalloc
 #undef kcalloc_node
@@ -267,6 +268,9 @@ do {									\
 
 #define kmalloc_obj(p, ...) \
 	((typeof(p) *)xt_kmalloc(sizeof(p), default_gfp(__VA_ARGS__)))
+#define kmalloc_flex(p, fam, n, ...)						\
+	((typeof(p) *)xt_kmalloc(struct_size_t(typeof(p), fam, n),		\
+				 default_gfp(__VA_ARGS__)))
 #define kzalloc_obj(p, ...) \
 	((typeof(p) *)xt_kmalloc(sizeof(p), default_gfp(__VA_ARGS__) | __GFP_ZERO))
 #define kcalloc(n, size, gfp)	xt_kmalloc(array_size(n, size), (gfp) | __GFP_ZERO)

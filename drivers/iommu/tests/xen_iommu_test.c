@@ -561,6 +561,124 @@ static void map_pieces_go_out_together(struct kunit *test)
 	}
 }
 
+/* However many they are, and one if they go on in memory, too. */
+static void map_pieces_takes_few_allocations(struct kunit *test)
+{
+	struct xt *xt = xt_start(test, test->param_value);
+	struct iommu_domain *domain = xt_domain(xt);
+	unsigned long iova = XT_IOVA + SZ_1G;
+	int before = atomic_read(&xt_env.live);
+
+	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 64), 0);
+	KUNIT_EXPECT_LE(test, atomic_read(&xt_env.live) - before, 3);
+
+	before = atomic_read(&xt_env.live);
+	for (unsigned int i = 0; i < 600; i++)
+		KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, iova + i * XT_4K,
+						       XT_PHYS + i * XT_4K, XT_4K,
+						       XT_RW, GFP_KERNEL), 0);
+	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, iova, 600 * XT_4K), 0);
+	KUNIT_EXPECT_EQ(test, atomic_read(&xt_env.live) - before, 1);
+	KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, iova, XT_PHYS, 600 * XT_4K));
+}
+
+/*
+ * Neighbours that map at the same time: three ranges of eight pieces. A sync is
+ * for its own range only.
+ */
+#define XT_NEIGHBOUR(i)		(XT_IOVA + (i) * 8 * XT_4K)
+#define XT_NEIGHBOUR_PHYS(i)	(XT_PHYS + (i) * 16 * XT_4K)
+
+static void xt_map_neighbours(struct xt *xt, struct iommu_domain *domain)
+{
+	for (unsigned int i = 0; i < 24; i++)
+		KUNIT_EXPECT_EQ(xt->test,
+				iommu_map_nosync(domain, XT_IOVA + i * XT_4K,
+						 XT_PHYS + i * 2 * XT_4K, XT_4K,
+						 XT_RW, GFP_KERNEL), 0);
+}
+
+static void map_of_neighbours_is_synced_apart(struct kunit *test)
+{
+	static const unsigned int orders[][3] = {
+		{ 0, 1, 2 }, { 0, 2, 1 }, { 1, 0, 2 },
+		{ 1, 2, 0 }, { 2, 0, 1 }, { 2, 1, 0 },
+	};
+	struct xt *xt = xt_start(test, test->param_value);
+	struct iommu_domain *domain = xt_domain(xt);
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(orders); i++) {
+		xt_map_neighbours(xt, domain);
+		for (unsigned int j = 0; j < 3; j++) {
+			unsigned int who = orders[i][j];
+
+			KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_NEIGHBOUR(who),
+							     8 * XT_4K), 0);
+			KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)),
+					(j + 1) * 8);
+			KUNIT_EXPECT_TRUE(test,
+					  xt_pieces_mapped(xt, domain,
+							   XT_NEIGHBOUR(who),
+							   XT_NEIGHBOUR_PHYS(who), 8));
+		}
+		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 24), 24);
+		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 24 * XT_4K));
+	}
+}
+
+/* The one in the middle fails, in the hypervisor or for want of memory. */
+static void map_failure_is_not_the_neighbours(struct kunit *test)
+{
+	struct xt *xt = xt_start(test, test->param_value);
+	struct iommu_domain *domain = xt_domain(xt);
+
+	for (unsigned int fail = 0; fail < 3; fail++) {
+		xt_map_neighbours(xt, domain);
+		if (fail) {
+			xt_env.allocs = 0;
+			xt_env.fail_at = fail;
+		} else {
+			xt_limit_maps(xt, 3, -ENOMEM);
+		}
+		KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_NEIGHBOUR(1),
+						     8 * XT_4K), -ENOMEM);
+		xt_env.fail_at = 0;
+		sim_clear_faults(&xt->sim);
+		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_NEIGHBOUR(1), 8), 8);
+		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_NEIGHBOUR(1),
+						    8 * XT_4K));
+		for (unsigned int i = 0; i < 3; i += 2) {
+			KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_NEIGHBOUR(i),
+							     8 * XT_4K), 0);
+			KUNIT_EXPECT_TRUE(test,
+					  xt_pieces_mapped(xt, domain, XT_NEIGHBOUR(i),
+							   XT_NEIGHBOUR_PHYS(i), 8));
+			KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_NEIGHBOUR(i), 8), 8);
+		}
+		KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
+	}
+}
+
+/* What has been given to sync does not grow: that would be taken for done. */
+static void map_beside_a_sync_that_is_under_way(struct kunit *test)
+{
+	struct xt *xt = xt_start(test, test->param_value);
+	struct iommu_domain *domain = xt_domain(xt);
+	struct xen_iommu_mapping *m;
+
+	KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA, XT_PHYS, XT_4K,
+					       XT_RW, GFP_KERNEL), 0);
+	scoped_guard(spinlock_irqsave, &to_xen_domain(domain)->lock) {
+		m = xen_iommu_find(to_xen_domain(domain), XT_IOVA);
+		m->state = XEN_IOMMU_SYNCING;
+	}
+	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + XT_4K, XT_PHYS + XT_4K, 1), 0);
+	KUNIT_EXPECT_EQ(test, m->last, XT_IOVA + XT_4K - 1);
+	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 1);
+	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_IOVA, XT_4K), 0);
+	KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, XT_IOVA, XT_PHYS, 2 * XT_4K));
+}
+
 /* More runs than a multicall, and than a buffer, takes. */
 static void map_many_pieces(struct kunit *test)
 {
@@ -1251,6 +1369,30 @@ static void unmap_of_parts(struct kunit *test)
 	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 20 * XT_4K), 0);
 }
 
+/* The same of pieces: each way to cut three of thirteen out. */
+static void unmap_of_parts_of_pieces(struct kunit *test)
+{
+	struct xt *xt = xt_start(test, test->param_value);
+	struct iommu_domain *domain = xt_domain(xt);
+
+	for (unsigned int i = 0; i <= 10; i++) {
+		unsigned long iova = XT_IOVA + i * XT_4K;
+
+		KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 13), 0);
+		KUNIT_EXPECT_EQ(test, xt_unmap(domain, iova, 3), 3);
+		KUNIT_EXPECT_TRUE(test, xt_pieces_mapped(xt, domain, XT_IOVA, XT_PHYS, i));
+		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, iova, 3 * XT_4K));
+		KUNIT_EXPECT_TRUE(test, xt_pieces_mapped(xt, domain, iova + 3 * XT_4K,
+							 XT_PHYS + (i + 3) * 2 * XT_4K,
+							 10 - i));
+		/* The hole can be filled, and the rest goes as one. */
+		KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, iova, XT_PHYS, 3), 0);
+		KUNIT_EXPECT_TRUE(test, xt_pieces_mapped(xt, domain, iova, XT_PHYS, 3));
+		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 13), 13);
+		KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
+	}
+}
+
 /* The record of a part takes memory: without that, nothing is unmapped. */
 static void unmap_of_middle_without_memory(struct kunit *test)
 {
@@ -1279,7 +1421,9 @@ static void unmap_of_very_many_mappings(struct kunit *test)
 	unsigned int nr = XEN_IOMMU_MAX_MAPPINGS + 10;
 
 	xt_without_preemption(xt);
-	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, nr), 0);
+	for (unsigned int i = 0; i < nr; i++)
+		KUNIT_ASSERT_EQ(test, xt_map(domain, XT_IOVA + i * XT_4K,
+					     XT_PHYS + i * 2 * XT_4K, 1), 0);
 	sim_reset_log(&xt->sim);
 	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, nr), nr);
 	KUNIT_EXPECT_EQ(test, xt->sim.traps, 2);
@@ -3003,8 +3147,8 @@ static void each_allocation_fails_in_turn(struct kunit *test)
 		/* No leaks, no contexts but those that are kept: */
 		xt_stop(test);
 	} while (hit && n < 1000);
-	/* The IOMMU, devices, regions, domains, each mapping. */
-	KUNIT_EXPECT_GT(test, n, 40);
+	/* The IOMMU, devices, regions, domains, mappings. */
+	KUNIT_EXPECT_GT(test, n, 15);
 	KUNIT_EXPECT_LT(test, n, 1000);
 }
 
@@ -3149,7 +3293,7 @@ static void xt_rnd_clean(struct xt_random *r, struct xt_model *m,
 
 static void xt_rnd_map(struct xt_random *r, struct xt_model *m)
 {
-	unsigned int page, nr, stride;
+	unsigned int page, nr, stride, cut;
 	phys_addr_t phys;
 	unsigned long iova;
 	bool conflict;
@@ -3177,10 +3321,15 @@ static void xt_rnd_map(struct xt_random *r, struct xt_model *m)
 			ret = iommu_map_nosync(m->domain, iova + i * XT_4K,
 					       phys + i * 2 * XT_4K, XT_4K, XT_RW,
 					       GFP_KERNEL);
+		/* Two callers, now and then: the one behind is first. */
+		cut = xt_rnd(r, 4) ? 0 : xt_rnd(r, nr);
 		if (!ret)
-			ret = iommu_sync_map(m->domain, iova, nr * XT_4K);
+			ret = iommu_sync_map(m->domain, iova + cut * XT_4K,
+					     (nr - cut) * XT_4K);
 		else
 			nr = i - 1;
+		if (!ret)
+			ret = iommu_sync_map(m->domain, iova, cut * XT_4K);
 		if (ret && nr)
 			xt_unmap(m->domain, iova, nr);
 	}
@@ -3438,6 +3587,10 @@ static int xt_suite_init(struct kunit_suite *suite)
 static struct kunit_case xen_iommu_test_cases[] = {
 	KUNIT_CASE_PARAM(map_unmap_roundtrip, conf_gen_params),
 	KUNIT_CASE_PARAM(map_pieces_go_out_together, conf_gen_params),
+	KUNIT_CASE_PARAM(map_pieces_takes_few_allocations, conf_gen_params),
+	KUNIT_CASE_PARAM(map_of_neighbours_is_synced_apart, conf_gen_params),
+	KUNIT_CASE_PARAM(map_failure_is_not_the_neighbours, conf_gen_params),
+	KUNIT_CASE_PARAM(map_beside_a_sync_that_is_under_way, conf_gen_params),
 	KUNIT_CASE_PARAM(map_many_pieces, conf_gen_params),
 	KUNIT_CASE_PARAM(map_and_flush_without_buffer, conf_gen_params),
 	KUNIT_CASE_PARAM(flush_during_map_goes_out_together, conf_gen_params),
@@ -3467,6 +3620,7 @@ static struct kunit_case xen_iommu_test_cases[] = {
 	KUNIT_CASE_PARAM(unmap_keeps_what_stays_mapped, conf_gen_params),
 	KUNIT_CASE(unmap_of_superpage_needs_pool),
 	KUNIT_CASE_PARAM(unmap_of_parts, conf_gen_params),
+	KUNIT_CASE_PARAM(unmap_of_parts_of_pieces, conf_gen_params),
 	KUNIT_CASE_PARAM(unmap_of_middle_without_memory, conf_gen_params),
 	KUNIT_CASE_PARAM(unmap_of_very_many_mappings, conf_gen_params),
 	KUNIT_CASE_PARAM(unmap_across_mappings_is_one_call, conf_gen_params),
