@@ -296,6 +296,7 @@ struct xen_iommu {
  *	not return before the one that is unmapping it
  * @lock: guards what follows
  * @mappings: tree of struct xen_iommu_mapping by iova, without overlaps
+ * @newest: the mapping that was added last, NULL if it has gone
  * @deferred: mappings to unmap at the next flush, the oldest first
  * @nr_deferred: number of these
  * @enforce_cache: all mappings are to be cache coherent
@@ -313,6 +314,7 @@ struct xen_iommu_domain {
 	spinlock_t flush_lock;	/* one flush at a time */
 	spinlock_t lock;	/* the record of mappings */
 	struct rb_root mappings;
+	struct xen_iommu_mapping *newest;
 	struct list_head deferred;
 	unsigned long nr_deferred;
 	bool enforce_cache;
@@ -923,6 +925,14 @@ static int xen_iommu_insert(struct xen_iommu_domain *dom,
 	return 0;
 }
 
+static void xen_iommu_remove(struct xen_iommu_domain *dom,
+			     struct xen_iommu_mapping *m)
+{
+	rb_erase(&m->node, &dom->mappings);
+	if (dom->newest == m)
+		dom->newest = NULL;
+}
+
 /* Copies the segments of @m from @iova on. @to may be @m. */
 static void xen_iommu_copy_segs(struct xen_iommu_mapping *to,
 				const struct xen_iommu_mapping *m,
@@ -990,7 +1000,7 @@ static void xen_iommu_erase(struct xen_iommu_domain *dom, unsigned long iova,
 		} else if (m->last > last) {
 			xen_iommu_trim(m, last + 1 - m->iova);
 		} else {
-			rb_erase(&m->node, &dom->mappings);
+			xen_iommu_remove(dom, m);
 			list_add(&m->list, garbage);
 		}
 	}
@@ -1179,7 +1189,11 @@ static bool xen_iommu_append(struct xen_iommu_domain *dom, unsigned long iova,
 	size_t size;
 
 	*max = XEN_IOMMU_FEW_SEGS;
-	m = iova ? xen_iommu_find(dom, iova - 1) : NULL;
+	if (!iova)
+		return false;
+	m = dom->newest;
+	if (!m || m->last != iova - 1)
+		m = xen_iommu_find(dom, iova - 1);
 	if (!m || m->last != iova - 1 || m->state != XEN_IOMMU_NEW ||
 	    m->flags != flags)
 		return false;
@@ -1253,8 +1267,11 @@ static int xen_iommu_map_pages(struct iommu_domain *domain, unsigned long iova,
 	m->seg[0].iova = iova;
 	m->seg[0].phys = paddr;
 
-	scoped_guard(spinlock_irqsave, &dom->lock)
+	scoped_guard(spinlock_irqsave, &dom->lock) {
 		ret = xen_iommu_insert(dom, m);
+		if (!ret)
+			dom->newest = m;
+	}
 	if (ret) {
 		kfree(m);
 		return ret;
@@ -1315,7 +1332,7 @@ static size_t xen_iommu_defer(struct xen_iommu_domain *dom, unsigned long iova,
 	if (m && m->iova == iova && m->last <= last) {
 		size = xen_iommu_mapping_size(m);
 		if (m->mapped == size) {
-			rb_erase(&m->node, &dom->mappings);
+			xen_iommu_remove(dom, m);
 			list_add_tail(&m->list, &dom->deferred);
 			dom->nr_deferred++;
 		} else {

@@ -695,20 +695,24 @@ struct xlat {
     const struct pv_iommu_ctx *ctx;
     struct domain *d;
     bool locked;
+    /* The domain may read and write it. */
+    bool writable;
+    /* Plain memory, all of it. */
+    bool plain;
     unsigned long first, gfn, nr;
     mfn_t mfn;
     p2m_type_t t;
-    p2m_access_t a;
 };
 
 static void xlat_gfn(struct xlat *x, unsigned long gfn)
 {
     unsigned int order = 0;
+    p2m_access_t a;
 
     if ( gfn - x->gfn < x->nr )
         return;
 
-    x->mfn = get_gfn_type_access(p2m_get_hostp2m(x->d), gfn, &x->t, &x->a,
+    x->mfn = get_gfn_type_access(p2m_get_hostp2m(x->d), gfn, &x->t, &a,
                                  P2M_ALLOC, &order);
     /* The lock is recursive: once is enough. */
     if ( x->locked )
@@ -721,6 +725,11 @@ static void xlat_gfn(struct xlat *x, unsigned long gfn)
     x->gfn = gfn & ~(x->nr - 1);
     if ( !mfn_eq(x->mfn, INVALID_MFN) )
         x->mfn = mfn_add(x->mfn, -(gfn - x->gfn));
+
+    x->writable = a == p2m_access_rw || a == p2m_access_rwx ||
+                  a == p2m_access_w || a == p2m_access_wx;
+    x->plain = x->t == p2m_ram_rw && x->writable && mfn_valid(x->mfn) &&
+               mfn_valid(mfn_add(x->mfn, x->nr - 1));
 }
 
 static void xlat_end(struct xlat *x)
@@ -729,6 +738,33 @@ static void xlat_end(struct xlat *x)
         put_gfn(x->d, x->first);
     x->locked = false;
     x->nr = 0;
+}
+
+/*
+ * Get references to frames of what is by far the most frequent: memory of the
+ * domain's own.  Returns for how many from gfn on it is that.
+ */
+static unsigned long get_plain(const struct xlat *x, unsigned long gfn,
+                               unsigned long nr)
+{
+    struct page_info *pg = mfn_to_page(mfn_add(x->mfn, gfn - x->gfn));
+    unsigned long i;
+
+    nr = min(nr, x->gfn + x->nr - gfn);
+
+    for ( i = 0; i < nr; i++, pg++ )
+    {
+        const struct domain *owner = page_get_owner_and_reference(pg);
+
+        if ( likely(owner == x->d) )
+            continue;
+        /* To be looked at once more, with more care. */
+        if ( owner )
+            put_page(pg);
+        break;
+    }
+
+    return i;
 }
 
 /*
@@ -748,6 +784,13 @@ static long get_run(struct xlat *x, unsigned long gfn, unsigned long nr,
     {
         xlat_gfn(x, gfn);
         *mfn = x->mfn;
+
+        if ( x->plain && (i = get_plain(x, gfn, nr)) )
+        {
+            *mfn = mfn_add(*mfn, gfn - x->gfn);
+            *pte = 0;
+            return i;
+        }
 
         /* That a foreign frame is in the P2M says that it may be. */
         switch ( x->t )
@@ -785,9 +828,7 @@ static long get_run(struct xlat *x, unsigned long gfn, unsigned long nr,
         else
             *mfn = mfn_add(*mfn, gfn - x->gfn);
 
-        if ( !rc && write && x->a != p2m_access_rw &&
-             x->a != p2m_access_rwx && x->a != p2m_access_w &&
-             x->a != p2m_access_wx )
+        if ( !rc && write && !x->writable )
             rc = -EPERM;
 
         nr = min(nr, x->gfn + x->nr - gfn);
@@ -818,22 +859,6 @@ static long get_run(struct xlat *x, unsigned long gfn, unsigned long nr,
         bool valid = mfn_valid(*mfn) && mfn_valid(mfn_add(*mfn, nr - 1));
 
         ASSERT(nr <= PT_ENTRIES);
-
-        /* By far the most frequent: frames of the domain's own. */
-        if ( valid && !foreign && !typed )
-        {
-            for ( ; i < nr; i++, pg++ )
-            {
-                const struct domain *owner = page_get_owner_and_reference(pg);
-
-                if ( likely(owner == d) )
-                    continue;
-                /* To be looked at once more, with more care. */
-                if ( owner )
-                    put_page(pg);
-                break;
-            }
-        }
 
         for ( ; i < nr; i++, pg++ )
         {
@@ -2275,6 +2300,57 @@ static unsigned int get_pieces(const struct pv_iommu_ctx *ctx, struct runs *r,
 }
 
 /*
+ * Enter those of the pieces that are for the table which was used last, as far
+ * as there is room.  Returns the first one that has to be seen to by install().
+ */
+static struct piece *install_few(struct pv_iommu_ctx *ctx, struct piece *piece,
+                                 const struct piece *end, uint64_t flags,
+                                 unsigned long *done)
+{
+    struct page_info *pg = ctx->last;
+    unsigned long total = 0, dfn;
+    uint64_t *tbl;
+
+    if ( !pg || ctx->dying )
+        return piece;
+
+    dfn = META_DFN(*meta(pg));
+    tbl = __map_domain_page(pg);
+
+    for ( ; piece < end; piece++ )
+    {
+        unsigned long idx = piece->dfn - dfn, n;
+        uint64_t pte = leaf_pte(piece->mfn, 1, flags | piece->pte);
+
+        /* Nor what may become a superpage. */
+        if ( idx >= PT_ENTRIES || piece->nr > PT_ENTRIES - idx ||
+             piece->nr == PT_ENTRIES )
+            break;
+
+        for ( n = 0; n < piece->nr && !tbl[idx + n]; n++, pte += PAGE_SIZE )
+            write_pte(&tbl[idx + n], pte);
+        iommu_sync_cache(&tbl[idx], n * sizeof(*tbl));
+        total += n;
+
+        if ( n < piece->nr )
+        {
+            piece->dfn += n;
+            piece->mfn = mfn_add(piece->mfn, n);
+            piece->nr -= n;
+            break;
+        }
+    }
+
+    unmap_domain_page(tbl);
+    if ( total )
+        pt_get(ctx, pg, total);
+    ctx->nr_frames += total;
+    *done += total;
+
+    return piece;
+}
+
+/*
  * Enter pieces.  Uses up the references.  Returns -ERESTART if making room was
  * preempted.
  */
@@ -2290,6 +2366,13 @@ static int put_pieces(struct pv_iommu_ctx *ctx, struct piece *piece,
     while ( piece < end )
     {
         unsigned long got;
+
+        piece = install_few(ctx, piece, end, flags, done);
+        if ( piece == end )
+        {
+            rc = 0;
+            break;
+        }
 
         rc = install(ctx, piece->dfn, piece->mfn, piece->nr,
                      flags | piece->pte, retry, &got);
