@@ -31,6 +31,7 @@
 #include <linux/bitmap.h>
 #include <linux/debugfs.h>
 #include <linux/init.h>
+#include <linux/io.h>
 #include <linux/iommu.h>
 #include <linux/kexec.h>
 #include <linux/log2.h>
@@ -118,8 +119,7 @@ ABI_FIELD(run, nr_frames, 16);
 #define HT_RANGE_START		0xfd00000000ULL
 #define HT_RANGE_SIZE		0x0300000000ULL
 
-/* Runs that are collected on the stack, and in a buffer of a CPU. */
-#define XEN_IOMMU_FEW_RUNS	8
+/* Runs that are collected in a buffer of a CPU. */
 #define XEN_IOMMU_MANY_RUNS	384
 /* Hypercalls that go out in one multicall. */
 #define XEN_IOMMU_MULTICALLS	64
@@ -130,8 +130,8 @@ ABI_FIELD(run, nr_frames, 16);
 /* Segments that a mapping has room for at first; bytes that it grows to. */
 #define XEN_IOMMU_FEW_SEGS	2
 #define XEN_IOMMU_MAX_MAPPING	((size_t)SZ_4K)
-/* Longest run: the counters of the hypercalls have 32 bits. */
-#define XEN_IOMMU_MAX_RUN	BIT(30)
+/* Frames for one of the hypercalls whose counters have 32 bits. */
+#define XEN_IOMMU_MAX_FRAMES	BIT(30)
 
 /* Freed contexts that are kept: some hypervisors lose memory on each free. */
 #define XEN_IOMMU_SPARE_CTX	8
@@ -388,14 +388,17 @@ struct xen_iommu_dev {
 	struct list_head list;
 };
 
-/* Runs on their way to the hypervisor; all have the same flags. */
+/*
+ * Runs on their way to the hypervisor; all have the same flags. More than one are
+ * in a buffer.
+ */
 struct xen_iommu_batch {
 	struct pv_iommu_run *run;
 	struct xen_iommu_buf *buf;
 	unsigned int nr;
 	unsigned int max;
 	u32 flags;
-	struct pv_iommu_run few[XEN_IOMMU_FEW_RUNS];
+	struct pv_iommu_run one;
 };
 
 static bool xen_iommu_enable = true;
@@ -459,17 +462,18 @@ static unsigned int xen_iommu_run_order(struct xen_iommu *xi,
 					u64 *frames)
 {
 	unsigned long sizes = xi->pgsize_bitmap >> XEN_PAGE_SHIFT;
+	u64 nr = min_t(u64, run->nr_frames, XEN_IOMMU_MAX_FRAMES);
 	unsigned long align = run->dfn | run->gfn;
 	unsigned int order, next;
 	u64 offset;
 
-	sizes &= GENMASK(__fls(run->nr_frames), 0);
+	sizes &= GENMASK(__fls(nr), 0);
 	if (align)
 		sizes &= GENMASK(__ffs(align), 0);
 	/* The smallest size is the unit of all addresses and sizes. */
 	order = __fls(sizes);
 
-	*frames = round_down(run->nr_frames, BIT(order));
+	*frames = round_down(nr, BIT(order));
 	sizes = (xi->pgsize_bitmap >> XEN_PAGE_SHIFT) & ~GENMASK(order, 0);
 	if (!sizes)
 		return order;
@@ -478,7 +482,7 @@ static unsigned int xen_iommu_run_order(struct xen_iommu *xi,
 	if ((run->dfn ^ run->gfn) & (BIT(next) - 1))
 		return order;
 	offset = BIT(next) - (align & (BIT(next) - 1));
-	if (offset + BIT(next) <= run->nr_frames)
+	if (offset + BIT(next) <= nr)
 		*frames = offset;
 	return order;
 }
@@ -510,7 +514,7 @@ static void xen_iommu_next_unmap(struct xen_iommu_domain *dom,
 				 struct pv_iommu_unmap_pages *op)
 {
 	unsigned int shift = __ffs(dom->xi->pgsize_bitmap);
-	u64 frames = min_t(u64, run->nr_frames, XEN_IOMMU_MAX_RUN);
+	u64 frames = min_t(u64, run->nr_frames, XEN_IOMMU_MAX_FRAMES);
 
 	/* In the smallest unit: it need not be unmapped as it was mapped. */
 	*op = (struct pv_iommu_unmap_pages) {
@@ -543,20 +547,30 @@ static int xen_iommu_map_one(struct xen_iommu_domain *dom,
 	return ret;
 }
 
+/* Translated domains pass a physical address. Buffers are contiguous there. */
+static unsigned long xen_iommu_list(struct xen_iommu *xi,
+				    struct pv_iommu_run *run)
+{
+	return xi->hyp->pfn_to_gfn ? (unsigned long)run : virt_to_phys(run);
+}
+
 /*
  * All runs in one hypercall, with the arguments in registers. It returns how much
  * it has done; what has kept it from doing more, if it was not preemption, comes
  * out when it is made for the remainder.
  */
 static int xen_iommu_runs(struct xen_iommu_domain *dom, bool map, u32 flags,
-			  const struct pv_iommu_run *run, unsigned int nr,
+			  struct pv_iommu_run *run, unsigned int nr,
 			  u64 *done)
 {
 	u64 ctx = dom->ctx | (u64)flags << 32, wanted = 0;
 	struct xen_iommu *xi = dom->xi;
+	unsigned long list = 0;
 	unsigned int subop;
 	long ret = 0;
 
+	if (nr > 1)
+		list = xen_iommu_list(xi, run);
 	if (nr == 1)
 		subop = map ? IOMMU_map_range : IOMMU_unmap_range;
 	else
@@ -573,8 +587,7 @@ static int xen_iommu_runs(struct xen_iommu_domain *dom, bool map, u32 flags,
 						     run->gfn + *done);
 		else
 			ret = xi->hyp->iommu_op_regs(subop, ctx,
-						     (unsigned long)run, nr,
-						     *done);
+						     list, nr, *done);
 		/* Of a list, it counts what was done before. */
 		if (ret > 0 && nr > 1)
 			ret -= *done;
@@ -736,17 +749,13 @@ static int xen_iommu_issue(struct xen_iommu_domain *dom,
 	int ret = 0;
 
 	*done = 0;
-	if (b->nr > 1 && !b->buf && !(xi->caps & IOMMUCAP_runs))
-		b->buf = xen_iommu_get_buf(xi, XEN_IOMMU_MAP);
 	if (xi->caps & IOMMUCAP_runs) {
 		ret = xen_iommu_runs(dom, true, b->flags, b->run, b->nr, done);
-	} else if (b->nr > 1 && b->buf) {
+	} else if (b->nr > 1) {
 		ret = xen_iommu_map_multi(dom, b, done);
 	} else {
-		for (unsigned int i = 0; i < b->nr && !ret; i++)
-			while (b->run[i].nr_frames && !ret)
-				ret = xen_iommu_map_one(dom, &b->run[i],
-							b->flags, done);
+		while (b->run->nr_frames && !ret)
+			ret = xen_iommu_map_one(dom, b->run, b->flags, done);
 	}
 
 	xen_iommu_count(xi, XEN_IOMMU_PAGES_MAPPED, *done);
@@ -797,8 +806,8 @@ static size_t xen_iommu_unmap_range(struct xen_iommu_domain *dom,
 
 static void xen_iommu_batch_init(struct xen_iommu_batch *b)
 {
-	b->run = b->few;
-	b->max = ARRAY_SIZE(b->few);
+	b->run = &b->one;
+	b->max = 1;
 	b->buf = NULL;
 	b->nr = 0;
 }
@@ -810,17 +819,15 @@ static bool xen_iommu_batch_add(struct xen_iommu *xi, struct xen_iommu_batch *b,
 	struct pv_iommu_run *run = b->nr ? &b->run[b->nr - 1] : NULL;
 
 	if (run && run->dfn + run->nr_frames == dfn &&
-	    run->gfn + run->nr_frames == gfn &&
-	    run->nr_frames + nr_frames <= XEN_IOMMU_MAX_RUN) {
+	    run->gfn + run->nr_frames == gfn) {
 		run->nr_frames += nr_frames;
 		return true;
 	}
 
-	if (b->nr == b->max && b->run == b->few) {
-		if (!b->buf)
-			b->buf = xen_iommu_get_buf(xi, XEN_IOMMU_MAP);
+	if (b->nr == b->max && !b->buf) {
+		b->buf = xen_iommu_get_buf(xi, XEN_IOMMU_MAP);
 		if (b->buf) {
-			memcpy(b->buf->run, b->few, sizeof(b->few));
+			b->buf->run[0] = b->one;
 			b->run = b->buf->run;
 			b->max = ARRAY_SIZE(b->buf->run);
 		}
@@ -1024,14 +1031,8 @@ static bool xen_iommu_collect_seg(struct xen_iommu *xi, struct xen_iommu_batch *
 {
 	u64 unit;
 
-	if (!xi->hyp->pfn_to_gfn) {
-		for (; nr; nr -= unit, dfn += unit, gfn += unit) {
-			unit = min_t(u64, nr, XEN_IOMMU_MAX_RUN);
-			if (!xen_iommu_batch_add(xi, b, dfn, gfn, unit))
-				return false;
-		}
-		return true;
-	}
+	if (!xi->hyp->pfn_to_gfn)
+		return xen_iommu_batch_add(xi, b, dfn, gfn, nr);
 
 	/* The unit of all calls is the smallest page size. */
 	unit = BIT(__ffs(xi->pgsize_bitmap) - XEN_PAGE_SHIFT);
@@ -1204,7 +1205,7 @@ static bool xen_iommu_append(struct xen_iommu_domain *dom, unsigned long iova,
 	seg = &m->seg[m->nr - 1];
 	if (seg->phys + (iova - seg->iova) != phys) {
 		if (m->nr == m->max) {
-			size = kmalloc_size_roundup(struct_size(m, seg, 4 * m->max));
+			size = kmalloc_size_roundup(struct_size(m, seg, 8 * m->max));
 			size = min(size, XEN_IOMMU_MAX_MAPPING);
 			*max = (size - sizeof(*m)) / sizeof(m->seg[0]);
 			return false;

@@ -14,6 +14,7 @@
 #include <linux/bitmap.h>
 #include <linux/debugfs.h>
 #include <linux/init.h>
+#include <linux/io.h>
 #include <linux/iommu.h>
 #include <linux/kexec.h>
 #include <linux/log2.h>

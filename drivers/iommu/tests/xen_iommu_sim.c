@@ -17,6 +17,7 @@
  * - references to frames and frames in contexts add up.
  */
 #include <linux/errno.h>
+#include <linux/io.h>
 #include <linux/kernel.h>
 #include <linux/slab.h>
 #include <linux/string.h>
@@ -708,7 +709,7 @@ static long sim_runs(struct xen_iommu_sim *sim, unsigned int subop, bool list,
 {
 	bool map = subop == IOMMU_map_runs;
 	struct pv_iommu_run one = { .dfn = a2, .nr_frames = a3, .gfn = a4 };
-	const struct pv_iommu_run *run = list ? (void *)a2 : &one;
+	const struct pv_iommu_run *run = &one;
 	u64 limit, max, skip = list ? a4 : 0, done = 0;
 	unsigned int nr = list ? a3 : 1;
 	u64 wanted;
@@ -721,6 +722,8 @@ static long sim_runs(struct xen_iommu_sim *sim, unsigned int subop, bool list,
 		sim_violation(sim, "runs without the capability");
 		return -EOPNOTSUPP;
 	}
+	if (list)
+		run = sim->conf.pv ? (void *)a2 : phys_to_virt(a2);
 	if (!nr || nr > IOMMU_MAX_RUNS || (a1 & GENMASK(31, 16)) ||
 	    skip >= sim_nr_left(run, nr)) {
 		sim_violation(sim, "%u runs, skip %llu, argument %#lx", nr, skip, a1);

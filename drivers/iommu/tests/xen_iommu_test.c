@@ -968,26 +968,25 @@ static void long_runs_are_cut(struct kunit *test)
 {
 	struct xt *xt = xt_start(test, &xt_super);
 	struct xen_iommu_domain *dom = to_xen_domain(xt_domain(xt));
-	struct pv_iommu_run run = { .dfn = 1, .nr_frames = XEN_IOMMU_MAX_RUN + 5 };
+	struct pv_iommu_run run = { .dfn = 1, .nr_frames = XEN_IOMMU_MAX_FRAMES + 5 };
 	struct pv_iommu_unmap_pages unmap;
-	struct xen_iommu_batch b;
+	struct pv_iommu_map_pages map;
 
 	xen_iommu_next_unmap(dom, &run, 0, &unmap);
-	KUNIT_EXPECT_EQ(test, unmap.nr_pages, XEN_IOMMU_MAX_RUN);
+	KUNIT_EXPECT_EQ(test, unmap.nr_pages, XEN_IOMMU_MAX_FRAMES);
 	KUNIT_EXPECT_EQ(test, run.nr_frames, 5);
-	KUNIT_EXPECT_EQ(test, run.dfn, XEN_IOMMU_MAX_RUN + 1);
+	KUNIT_EXPECT_EQ(test, run.dfn, XEN_IOMMU_MAX_FRAMES + 1);
 
-	xen_iommu_batch_init(&b);
-	KUNIT_EXPECT_TRUE(test, xen_iommu_batch_add(xt->xi, &b, 0, 0,
-						    XEN_IOMMU_MAX_RUN));
-	KUNIT_EXPECT_TRUE(test, xen_iommu_batch_add(xt->xi, &b, XEN_IOMMU_MAX_RUN,
-						    XEN_IOMMU_MAX_RUN, 1));
-	KUNIT_EXPECT_EQ(test, b.nr, 2);
-	KUNIT_EXPECT_TRUE(test, xen_iommu_batch_add(xt->xi, &b,
-						    XEN_IOMMU_MAX_RUN + 1,
-						    XEN_IOMMU_MAX_RUN + 1, 1));
-	KUNIT_EXPECT_EQ(test, b.nr, 2);
-	xen_iommu_put_buf(b.buf);
+	/* Small pages only: dfn and gfn are not aligned alike. */
+	run = (struct pv_iommu_run) {
+		.dfn = 1,
+		.nr_frames = XEN_IOMMU_MAX_FRAMES + 5,
+	};
+	xen_iommu_next_map(dom, &run, XT_RW, &map);
+	KUNIT_EXPECT_EQ(test, map.nr_pages, XEN_IOMMU_MAX_FRAMES);
+	KUNIT_EXPECT_EQ(test, run.nr_frames, 5);
+	KUNIT_EXPECT_EQ(test, run.dfn, XEN_IOMMU_MAX_FRAMES + 1);
+	KUNIT_EXPECT_EQ(test, run.gfn, XEN_IOMMU_MAX_FRAMES);
 }
 
 /* More frames than are looked up in the p2m in one go. */

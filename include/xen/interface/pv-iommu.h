@@ -259,7 +259,9 @@ struct pv_iommu_reattach_device {
  * ctx_flags: context in bits 0-15, and IOMMU_MAP_* or IOMMU_UNMAP_* in bits
  * 32-63. nr_frames, in units of 4 KiB like the results. runs: address of an
  * array of nr_runs (at most IOMMU_MAX_RUNS) struct pv_iommu_run, which is only
- * read; gfn is ignored by unmap. skip: frames to leave out at the beginning.
+ * read; gfn is ignored by unmap. The address is virtual in a PV domain and guest
+ * physical in any other: to walk the guest's page tables costs more than to map a
+ * run. skip: frames to leave out at the beginning.
  *
  * The runs are done in order, as by IOMMU_map_pages and IOMMU_unmap_pages, with
  * one flush of the IOTLB for all.

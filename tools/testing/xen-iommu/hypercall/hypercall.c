@@ -128,6 +128,45 @@ static long iommu_regs(unsigned int subop, unsigned int ctx, unsigned int flags,
 	return hypercall5(IOMMU_OP, subop, ctx | (unsigned long)flags << 32, a2, a3, a4);
 }
 
+/*
+ * Memory for lists of runs, and what its address is for the hypervisor: guest
+ * physical, where it must be contiguous, except in a PV domain.
+ */
+static struct run *lists;
+static uint64_t lists_at;
+
+static int get_lists(void)
+{
+	uint64_t entry;
+	int fd;
+
+	if (pv) {
+		lists = calloc(4096, sizeof(*lists));
+		lists_at = (unsigned long)lists;
+		return lists ? 0 : -ENOMEM;
+	}
+
+	fd = open("/proc/sys/vm/nr_hugepages", O_WRONLY | O_CLOEXEC);
+	if (fd < 0 || write(fd, "1", 1) != 1)
+		return -errno;
+	close(fd);
+	lists = mmap(NULL, SZ_2M, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB | MAP_POPULATE, -1, 0);
+	if (lists == MAP_FAILED)
+		return -errno;
+	fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	if (fd < 0 || pread(fd, &entry, 8, (unsigned long)lists / SZ_4K * 8) != 8)
+		return -EIO;
+	close(fd);
+	lists_at = (entry & ((1ull << 55) - 1)) * SZ_4K;
+	return lists_at ? 0 : -EPERM;
+}
+
+static uint64_t list_at(const struct run *run)
+{
+	return lists_at + ((unsigned long)run - (unsigned long)lists);
+}
+
 /* The same for all frames: goes on after preemption. */
 static long iommu_runs(unsigned int subop, unsigned int ctx, unsigned int flags, struct run *run,
 		       unsigned int nr, unsigned long *done)
@@ -138,7 +177,7 @@ static long iommu_runs(unsigned int subop, unsigned int ctx, unsigned int flags,
 		all += run[i].nr;
 	*done = 0;
 	while (*done < all) {
-		long ret = iommu_regs(subop, ctx, flags, (unsigned long)run, nr, *done);
+		long ret = iommu_regs(subop, ctx, flags, list_at(run), nr, *done);
 
 		if (ret < 0)
 			return ret;
@@ -514,7 +553,7 @@ static void test_deferred(void)
 
 static void test_runs(void)
 {
-	static struct run r[1024];
+	struct run *r = lists;
 	int ctx = new_ctx(0);
 	unsigned long all = 0, at;
 	unsigned int done;
@@ -526,23 +565,23 @@ static void test_runs(void)
 	}
 	for (int i = 0; i < 1024; i++)
 		r[i] = (struct run){ frame[(i * 7) % (NR_FRAMES - 8)], 0x1000 + i * 16, 1 + i % 5 };
-	want_eq(iommu_regs(MAP_RUNS, ctx, RD | WR, (long)r, 1025, 0), -EINVAL);
-	want_eq(iommu_regs(MAP_RUNS, ctx | 0x10000, RD | WR, (long)r, 1, 0), -EINVAL);
-	want_eq(iommu_regs(MAP_RUNS, ctx, 0, (long)r, 1, 0), -EINVAL);
-	want_eq(iommu_regs(MAP_RUNS, ctx, RD | WR, (long)r, 0, 0), 0);
-	want_eq(iommu_regs(MAP_RUNS, ctx, RD | WR, (long)r, 1024, 3071), -EINVAL);
+	want_eq(iommu_regs(MAP_RUNS, ctx, RD | WR, list_at(r), 1025, 0), -EINVAL);
+	want_eq(iommu_regs(MAP_RUNS, ctx | 0x10000, RD | WR, list_at(r), 1, 0), -EINVAL);
+	want_eq(iommu_regs(MAP_RUNS, ctx, 0, list_at(r), 1, 0), -EINVAL);
+	want_eq(iommu_regs(MAP_RUNS, ctx, RD | WR, list_at(r), 0, 0), 0);
+	want_eq(iommu_regs(MAP_RUNS, ctx, RD | WR, list_at(r), 1024, 3071), -EINVAL);
 	want_eq(iommu_runs(MAP_RUNS, ctx, RD | WR, r, 1024, &all), 0);
 	want_eq(all, 3070);
-	want_eq(iommu_regs(MAP_RUNS, ctx, RD | WR, (long)r, 1024, 3070), 3070);
+	want_eq(iommu_regs(MAP_RUNS, ctx, RD | WR, list_at(r), 1024, 3070), 3070);
 	want_eq(iommu_runs(MAP_RUNS, ctx, RD | WR, r, 1024, &all), -EADDRINUSE);
 	want_eq(all, 0);
 	want_eq(unmap(ctx, r[100].dfn, 1, 0, SZ_4K, &done), 0);
-	want_eq(iommu_regs(UNMAP_RUNS, ctx, 4, (long)r, 1024, 0), -EINVAL);
+	want_eq(iommu_regs(UNMAP_RUNS, ctx, 4, list_at(r), 1024, 0), -EINVAL);
 	want_eq(iommu_runs(UNMAP_RUNS, ctx, 0, r, 1024, &all), -ENOENT);
 	want_eq(all, 300);
 	want_eq(iommu_runs(UNMAP_RUNS, ctx, 0, r + 101, 923, &all), 0);
 	want_eq(all, 2769);
-	want_eq(iommu_regs(UNMAP_RUNS, ctx, 0, 16, 923, 0), -EFAULT);
+	want_eq(iommu_regs(UNMAP_RUNS, ctx, 0, pv ? 16 : 1ul << 51, 923, 0), -EFAULT);
 	want(iommu_regs(UNMAP_RUNS, ctx, 0, 1ul << 63, 923, 0) < 0, "bad list");
 
 	want_eq(iommu_regs(MAP_RANGE, ctx, RD, 0x100, 0, frame[0]), 0);
@@ -1005,7 +1044,7 @@ static void test_passthrough(void)
 struct fuzz {
 	pthread_t thread;
 	uint64_t state;
-	unsigned long calls, ok;
+	unsigned long nr, calls, ok;
 };
 
 static unsigned long fuzz_calls = 50000;
@@ -1069,7 +1108,7 @@ static unsigned int a_ctx(struct fuzz *f)
 static void *fuzz(void *arg)
 {
 	struct fuzz *f = arg;
-	struct run runs[64];
+	struct run *runs = lists + f->nr * 64;
 
 	for (unsigned long i = 0; i < fuzz_calls; i++) {
 		long ret;
@@ -1119,7 +1158,7 @@ static void *fuzz(void *arg)
 			if (!pick(f, 20))
 				sub |= 1u << 31;
 			regs[0] = a_ctx(f) | pick(f, 4) << 32 | (!pick(f, 50) ? wild(f) : 0);
-			regs[1] = pick(f, 50) ? (unsigned long)runs : wild(f);
+			regs[1] = pick(f, 50) ? list_at(runs) : wild(f);
 			regs[2] = pick(f, 50) ? pick(f, 64) : wild(f);
 			regs[3] = pick(f, 10) ? 0 : pick(f, 50) ? pick(f, 2000) : wild(f);
 			for (int j = 0; j < 64; j++)
@@ -1161,7 +1200,7 @@ static void test_fuzz(unsigned int threads, uint64_t seed)
 	long before = pool_free(), after;
 
 	for (unsigned int i = 0; i < threads; i++) {
-		f[i] = (struct fuzz){ .state = seed * 2654435761u + i + 1 };
+		f[i] = (struct fuzz){ .state = seed * 2654435761u + i + 1, .nr = i };
 		if (pthread_create(&f[i].thread, NULL, fuzz, &f[i]))
 			exit(1);
 	}
@@ -1270,8 +1309,10 @@ int main(int argc, char **argv)
 	printf("1..17\n");
 	find_edu();
 	pages = current_pages();
-	if (get_frames())
+	if (get_frames() || get_lists()) {
+		printf("Bail out! no memory\n");
 		return 1;
+	}
 
 	test_basics();
 	test_init();

@@ -37,6 +37,7 @@
 #define fallthrough __attribute__((fallthrough))
 #define custom_param(name, fn) \
     static void *param_##fn __attribute__((unused)) = fn
+#define always_inline inline
 #define likely(x) (x)
 #define unlikely(x) (x)
 
@@ -374,7 +375,6 @@ static void *xalloc(size_t n)
 #define XEN_GUEST_HANDLE_PARAM(t) t *
 #define guest_handle_cast(h, t) ((t *)(h))
 #define guest_handle_from_ptr(p, t) ((t *)(p))
-#define guest_handle_add_offset(h, n) ((h) += (n))
 static unsigned long copy(void *to, const void *from, size_t n)
 {
     assert(!lock_depth);
@@ -384,6 +384,9 @@ static unsigned long copy(void *to, const void *from, size_t n)
     return 0;
 }
 #define copy_from_guest(to, h, n) copy(to, h, sizeof(*(to)) * (n))
+#define HVMTRANS_okay 0
+#define hvm_copy_from_guest_phys(to, p, n) \
+    (copy(to, (const void *)(p), n) ? -1 : HVMTRANS_okay)
 #define copy_to_guest(h, from, n) copy(h, from, sizeof(*(from)) * (n))
 #define __copy_to_guest copy_to_guest
 #define __copy_field_to_guest(h, s, f) copy(&(h)->f, &(s)->f, sizeof((s)->f))

@@ -47,6 +47,7 @@
 #include <xen/sched.h>
 #include <xen/xvmalloc.h>
 
+#include <asm/hvm/support.h>
 #include <asm/p2m.h>
 
 #include <public/pv-iommu.h>
@@ -2161,8 +2162,8 @@ struct runs {
     struct pv_iommu_run *buf;
     unsigned int at, fill;
 
-    /* Those that were not. */
-    XEN_GUEST_HANDLE_PARAM(pv_iommu_run_t) list;
+    /* Those that were not, and where they are: see the public header. */
+    unsigned long list;
     unsigned int nr_list;
 
     /* Frames to leave out: they have been done. */
@@ -2184,25 +2185,37 @@ static int runs_fill(struct runs *r)
     if ( r->nr || r->at < r->fill || !nr )
         return 0;
 
-    if ( copy_from_guest(r->buf, r->list, nr) )
-        return -EFAULT;
+    if ( paging_mode_translate(current->domain) )
+    {
+        if ( hvm_copy_from_guest_phys(r->buf, r->list,
+                                      nr * sizeof(*r->buf)) != HVMTRANS_okay )
+            return -EFAULT;
+    }
+    else
+    {
+        XEN_GUEST_HANDLE_PARAM(pv_iommu_run_t) list =
+            guest_handle_from_ptr((void *)r->list, pv_iommu_run_t);
+
+        if ( copy_from_guest(r->buf, list, nr) )
+            return -EFAULT;
+    }
 
     r->at = 0;
     r->fill = nr;
     r->nr_list -= nr;
-    guest_handle_add_offset(r->list, nr);
+    r->list += nr * sizeof(*r->buf);
 
     return 0;
 }
 
-/* Go to the next run if this one is done. Returns 1 if there is one. */
-static int runs_next(struct runs *r)
+/* Go to the next run if this one is done.  Returns 1 if there is one. */
+static always_inline int runs_next(struct runs *r)
 {
-    int rc;
-
     while ( !r->nr )
     {
         const struct pv_iommu_run *run = &r->buf[r->at];
+        unsigned long skip;
+        int rc;
 
         if ( r->at == r->fill )
             return 0;
@@ -2212,19 +2225,21 @@ static int runs_next(struct runs *r)
         r->nr = run->nr_frames;
         r->at++;
 
-        rc = r->nr ? check_run(r) : 0;
+        if ( !r->nr )
+            continue;
+
+        rc = check_run(r);
         if ( rc )
             return rc;
 
-        if ( r->skip )
-        {
-            unsigned long nr = min(r->nr, r->skip);
+        if ( likely(!r->skip) )
+            break;
 
-            r->skip -= nr;
-            r->dfn += nr;
-            r->gfn += nr;
-            r->nr -= nr;
-        }
+        skip = min(r->nr, r->skip);
+        r->skip -= skip;
+        r->dfn += skip;
+        r->gfn += skip;
+        r->nr -= skip;
     }
 
     return 1;
@@ -2308,6 +2323,8 @@ static struct piece *install_few(struct pv_iommu_ctx *ctx, struct piece *piece,
                                  unsigned long *done)
 {
     struct page_info *pg = ctx->last;
+    /* Entries that are written, but still in the CPU's cache. */
+    unsigned long first = 0, next = 0;
     unsigned long total = 0, dfn;
     uint64_t *tbl;
 
@@ -2327,9 +2344,15 @@ static struct piece *install_few(struct pv_iommu_ctx *ctx, struct piece *piece,
              piece->nr == PT_ENTRIES )
             break;
 
+        if ( idx != next )
+        {
+            iommu_sync_cache(&tbl[first], (next - first) * sizeof(*tbl));
+            first = idx;
+        }
+
         for ( n = 0; n < piece->nr && !tbl[idx + n]; n++, pte += PAGE_SIZE )
             write_pte(&tbl[idx + n], pte);
-        iommu_sync_cache(&tbl[idx], n * sizeof(*tbl));
+        next = idx + n;
         total += n;
 
         if ( n < piece->nr )
@@ -2341,6 +2364,7 @@ static struct piece *install_few(struct pv_iommu_ctx *ctx, struct piece *piece,
         }
     }
 
+    iommu_sync_cache(&tbl[first], (next - first) * sizeof(*tbl));
     unmap_domain_page(tbl);
     if ( total )
         pt_get(ctx, pg, total);
@@ -2894,7 +2918,7 @@ static long op_runs(struct pv_iommu *pv, unsigned int subop, unsigned long a1,
 
     if ( list )
     {
-        r.list = guest_handle_from_ptr((void *)a2, pv_iommu_run_t);
+        r.list = a2;
         r.nr_list = a3;
         r.skip = done = a4;
     }
