@@ -296,7 +296,7 @@ struct xen_iommu {
  *	not return before the one that is unmapping it
  * @lock: guards what follows
  * @mappings: tree of struct xen_iommu_mapping by iova, without overlaps
- * @newest: the mapping that was added last, NULL if it has gone
+ * @hint: the mapping that was added or found last, NULL if it has gone
  * @deferred: mappings to unmap at the next flush, the oldest first
  * @nr_deferred: number of these
  * @enforce_cache: all mappings are to be cache coherent
@@ -314,7 +314,7 @@ struct xen_iommu_domain {
 	spinlock_t flush_lock;	/* one flush at a time */
 	spinlock_t lock;	/* the record of mappings */
 	struct rb_root mappings;
-	struct xen_iommu_mapping *newest;
+	struct xen_iommu_mapping *hint;
 	struct list_head deferred;
 	unsigned long nr_deferred;
 	bool enforce_cache;
@@ -352,6 +352,7 @@ enum xen_iommu_state {
  * @flags: IOMMU_MAP_*
  * @nr: number of segments; there is at least one
  * @max: segments that there is room for
+ * @hint: index of the segment that was found last
  * @state: how far sync is
  * @seg: the segments, in order; the first begins at @iova
  */
@@ -366,6 +367,7 @@ struct xen_iommu_mapping {
 	u32 flags;
 	u16 nr;
 	u16 max;
+	u16 hint;
 	enum xen_iommu_state state;
 	struct xen_iommu_seg seg[] __counted_by(max);
 };
@@ -857,17 +859,29 @@ static struct xen_iommu_mapping *xen_iommu_alloc_mapping(unsigned int max,
 {
 	struct xen_iommu_mapping *m = kmalloc_flex(*m, seg, max, gfp);
 
-	if (m)
+	if (m) {
 		m->max = max;
+		m->hint = 0;
+	}
 	return m;
 }
 
-/* Index of the segment that @iova is in. */
-static unsigned int xen_iommu_find_seg(const struct xen_iommu_mapping *m,
+/*
+ * Index of the segment that @iova is in. Who looks one up often looks up the next
+ * one then.
+ */
+static unsigned int xen_iommu_find_seg(struct xen_iommu_mapping *m,
 				       unsigned long iova)
 {
 	unsigned int found = 0, end = m->nr;
 
+	if (m->hint < end && m->seg[m->hint].iova <= iova) {
+		found = m->hint;
+		if (found + 1 < end && m->seg[found + 1].iova <= iova)
+			found++;
+		if (found + 1 < end && m->seg[found + 1].iova > iova)
+			end = found + 1;
+	}
 	while (end - found > 1) {
 		unsigned int mid = (found + end) / 2;
 
@@ -876,6 +890,7 @@ static unsigned int xen_iommu_find_seg(const struct xen_iommu_mapping *m,
 		else
 			end = mid;
 	}
+	m->hint = found;
 	return found;
 }
 
@@ -889,9 +904,13 @@ static struct xen_iommu_mapping *xen_iommu_find(struct xen_iommu_domain *dom,
 						unsigned long iova)
 {
 	struct rb_node *node = dom->mappings.rb_node;
-	struct xen_iommu_mapping *found = NULL;
+	struct xen_iommu_mapping *found = dom->hint;
 
 	lockdep_assert_held(&dom->lock);
+	if (found && found->iova <= iova && iova <= found->last)
+		return found;
+
+	found = NULL;
 	while (node) {
 		struct xen_iommu_mapping *m =
 			rb_entry(node, struct xen_iommu_mapping, node);
@@ -900,8 +919,10 @@ static struct xen_iommu_mapping *xen_iommu_find(struct xen_iommu_domain *dom,
 			node = node->rb_right;
 		} else {
 			found = m;
-			if (m->iova <= iova)
+			if (m->iova <= iova) {
+				dom->hint = m;
 				break;
+			}
 			node = node->rb_left;
 		}
 	}
@@ -929,6 +950,7 @@ static int xen_iommu_insert(struct xen_iommu_domain *dom,
 	}
 	rb_link_node(&new->node, parent, link);
 	rb_insert_color(&new->node, &dom->mappings);
+	dom->hint = new;
 	return 0;
 }
 
@@ -936,19 +958,20 @@ static void xen_iommu_remove(struct xen_iommu_domain *dom,
 			     struct xen_iommu_mapping *m)
 {
 	rb_erase(&m->node, &dom->mappings);
-	if (dom->newest == m)
-		dom->newest = NULL;
+	if (dom->hint == m)
+		dom->hint = NULL;
 }
 
 /* Copies the segments of @m from @iova on. @to may be @m. */
 static void xen_iommu_copy_segs(struct xen_iommu_mapping *to,
-				const struct xen_iommu_mapping *m,
+				struct xen_iommu_mapping *m,
 				unsigned long iova)
 {
 	unsigned int first = xen_iommu_find_seg(m, iova);
 
 	to->nr = m->nr - first;
 	memmove(to->seg, m->seg + first, to->nr * sizeof(to->seg[0]));
+	to->hint = 0;
 	to->seg[0].phys += iova - to->seg[0].iova;
 	to->seg[0].iova = iova;
 }
@@ -1190,11 +1213,7 @@ static bool xen_iommu_append(struct xen_iommu_domain *dom, unsigned long iova,
 	size_t size;
 
 	*max = XEN_IOMMU_FEW_SEGS;
-	if (!iova)
-		return false;
-	m = dom->newest;
-	if (!m || m->last != iova - 1)
-		m = xen_iommu_find(dom, iova - 1);
+	m = iova ? xen_iommu_find(dom, iova - 1) : NULL;
 	if (!m || m->last != iova - 1 || m->state != XEN_IOMMU_NEW ||
 	    m->flags != flags)
 		return false;
@@ -1268,11 +1287,8 @@ static int xen_iommu_map_pages(struct iommu_domain *domain, unsigned long iova,
 	m->seg[0].iova = iova;
 	m->seg[0].phys = paddr;
 
-	scoped_guard(spinlock_irqsave, &dom->lock) {
+	scoped_guard(spinlock_irqsave, &dom->lock)
 		ret = xen_iommu_insert(dom, m);
-		if (!ret)
-			dom->newest = m;
-	}
 	if (ret) {
 		kfree(m);
 		return ret;
