@@ -48,6 +48,9 @@
 #define min(x, y) ({ typeof(x) x_ = (x); typeof(y) y_ = (y); x_ < y_ ? x_ : y_; })
 #define max(x, y) ({ typeof(x) x_ = (x); typeof(y) y_ = (y); x_ > y_ ? x_ : y_; })
 #define ACCESS_ONCE(x) (*(volatile typeof(x) *)&(x))
+typedef struct { unsigned int counter; } atomic_t;
+#define atomic_inc(a) ((a)->counter++)
+#define atomic_read(a) ((a)->counter)
 #define write_atomic(p, v) (*(volatile typeof(*(p)) *)(p) = (v))
 #define smp_wmb()
 #define array_index_nospec(i, n) (i)

@@ -601,24 +601,6 @@ static void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn,
             put_page(pg);
 }
 
-/* The same for what is by far the most frequent. */
-static void put_frame(const struct pv_iommu_ctx *ctx, uint64_t pte)
-{
-    struct page_info *pg;
-
-    if ( unlikely(pte & (hw.sw_noref | hw.sw_rsvd | hw.sw_grant)) )
-    {
-        put_frames(ctx, pte_mfn(pte), 1, pte);
-        return;
-    }
-
-    pg = mfn_to_page(pte_mfn(pte));
-    if ( pte & hw.sw_write )
-        put_page_and_type(pg);
-    else
-        put_page(pg);
-}
-
 /* Not RAM, for which a reference would be needed. */
 static bool is_mmio(mfn_t mfn)
 {
@@ -742,22 +724,21 @@ static void xlat_end(struct xlat *x)
 }
 
 /*
- * Get references to frames of what is by far the most frequent: memory of the
- * domain's own.  Returns for how many from gfn on it is that.
+ * Get references to frames that are all valid, as long as they are what is by far
+ * the most frequent: memory of the domain's own.  Returns how many are.
  */
-static unsigned long get_plain(const struct xlat *x, unsigned long gfn,
-                               unsigned long nr)
+static always_inline unsigned long get_own(const struct domain *d, mfn_t mfn,
+                                           unsigned long nr, bool typed)
 {
-    struct page_info *pg = mfn_to_page(mfn_add(x->mfn, gfn - x->gfn));
+    struct page_info *pg = mfn_to_page(mfn);
     unsigned long i;
-
-    nr = min(nr, x->gfn + x->nr - gfn);
 
     for ( i = 0; i < nr; i++, pg++ )
     {
         const struct domain *owner = page_get_owner_and_reference(pg);
 
-        if ( likely(owner == x->d) )
+        if ( likely(owner == d) &&
+             (!typed || likely(get_page_type(pg, PGT_writable_page))) )
             continue;
         /* To be looked at once more, with more care. */
         if ( owner )
@@ -786,11 +767,14 @@ static long get_run(struct xlat *x, unsigned long gfn, unsigned long nr,
         xlat_gfn(x, gfn);
         *mfn = x->mfn;
 
-        if ( x->plain && (i = get_plain(x, gfn, nr)) )
+        if ( x->plain )
         {
             *mfn = mfn_add(*mfn, gfn - x->gfn);
             *pte = 0;
-            return i;
+            i = get_own(d, *mfn, min(nr, x->gfn + x->nr - gfn), false);
+            if ( i )
+                return i;
+            *mfn = x->mfn;
         }
 
         /* That a foreign frame is in the P2M says that it may be. */
@@ -837,6 +821,16 @@ static long get_run(struct xlat *x, unsigned long gfn, unsigned long nr,
     else
     {
         *mfn = _mfn(gfn);
+
+        /* Validity changes between 2 MiB only, and a run is no longer. */
+        if ( mfn_valid(*mfn) && (nr == 1 || mfn_valid(mfn_add(*mfn, nr - 1))) )
+        {
+            *pte = write ? hw.sw_write : 0;
+            i = get_own(d, *mfn, nr, write);
+            if ( i )
+                return i;
+        }
+
         if ( gfn >> (paddr_bits - PAGE_SHIFT) )
             rc = -ENOENT;
         else
@@ -1137,6 +1131,8 @@ static int kill_frames(struct pv_iommu_ctx *ctx, unsigned long dfn,
 static void reap(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
 {
     const uint64_t state = hw.present | hw.sw_dead, dead = hw.sw_dead;
+    const uint64_t special = hw.sw_noref | hw.sw_rsvd | hw.sw_grant;
+    const uint64_t typed = hw.sw_write;
     unsigned long i = 0;
 
     ASSERT(spin_is_locked(&ctx->lock));
@@ -1145,7 +1141,7 @@ static void reap(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
     {
         unsigned long cur = dfn + i;
         unsigned int level = 1, idx, n, gone = 0;
-        struct page_info *pg;
+        struct page_info *pg, *frame;
         uint64_t *tbl;
 
         if ( find_table(ctx, cur, &level, false, &pg) )
@@ -1169,8 +1165,19 @@ static void reap(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
                 if ( (pte & state) != dead )
                     continue;
                 *ptep = 0;
-                put_frame(ctx, pte);
                 gone++;
+
+                if ( unlikely(pte & special) )
+                {
+                    put_frames(ctx, pte_mfn(pte), 1, pte);
+                    continue;
+                }
+
+                frame = mfn_to_page(pte_mfn(pte));
+                if ( pte & typed )
+                    put_page_and_type(frame);
+                else
+                    put_page(frame);
             }
             ctx->nr_frames -= gone;
             i += n;
@@ -1210,6 +1217,9 @@ static int flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn,
                        unsigned long nr, unsigned int flags)
 {
     int rc = iommu_call(&iommu_ops, pv_flush, ctx, _dfn(dfn), nr, flags);
+
+    if ( ctx->pv )
+        atomic_inc(&ctx->pv->nr_flushes);
 
     if ( unlikely(rc) && printk_ratelimit() )
         printk(XENLOG_ERR "%pd: IOMMU context %u: flush failed: %d\n",
@@ -3208,6 +3218,7 @@ void pv_iommu_dump(const struct domain *d)
 
     printk("%pd PV-IOMMU: %u of %u contexts, %lu of %lu pages free\n",
            d, pv->nr_ctx, pv->max_ctx, pv->nr_free, pv->nr_pages);
+    printk("  flushes: %u\n", atomic_read(&pv->nr_flushes));
 
     for ( no = 1; no <= pv->max_ctx; no++ )
     {

@@ -105,6 +105,8 @@ struct pv_iommu {
     /* For CONFIG_PV_IOMMU_QUIRKS: pages that are not to be used again. */
     struct page_list_head quirk_leaked;
     struct domain *d;
+    /* Flushes of IOTLBs, for the debug key. */
+    atomic_t nr_flushes;
     /* Other domains' frames that contexts map, by number; and its lock. */
     spinlock_t grant_lock;
     struct radix_tree_root granted;
