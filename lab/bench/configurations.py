@@ -11,7 +11,7 @@ XEN_ARGS = "dom0_mem=1536M no-sync_console"
 
 CONFIGURATIONS = {
     # Without an IOMMU: what the I/O of the others is compared with.
-    "bare-none": dict(xen=None, iommu="none", expect="none", dom0_args="", what="kernel nvme"),
+    "bare-none": dict(xen=None, iommu="none", expect="none", dom0_args="", what="kernel dma nvme"),
     "pvh-none": dict(dom0="pvh", iommu="vtd", expect="none", dom0_args="xen_iommu.enable=0", what="nvme"),
     "bare-vtd-strict": dict(xen=None, iommu="vtd", expect="translated", dom0_args=STRICT),
     "bare-vtd-lazy": dict(xen=None, iommu="vtd", expect="translated", dom0_args=LAZY),
@@ -20,7 +20,7 @@ CONFIGURATIONS = {
                                qemu_args="-device virtio-iommu-pci", disk=False),
     # No translation at all: what Linux does on Xen without our driver.
     "swiotlb-pv": dict(dom0="pv", iommu="vtd", expect="none", dom0_args="xen_iommu.enable=0",
-                       what="kernel nvme"),
+                       what="kernel dma nvme"),
     **{f"{dom0}-{iommu}-{mode}": dict(dom0=dom0, iommu=iommu, expect="translated", dom0_args=f"{arg} {TRANSLATE}")
        for dom0 in ("pvh", "pv") for iommu in ("vtd", "amd") for mode, arg in (("strict", STRICT), ("lazy", LAZY))},
 }
@@ -33,13 +33,14 @@ CONFIGURATIONS.update({f"threads-{name}": {**CONFIGURATIONS[name], "what": "thre
 # Those that are run once more, to see where the instructions go.
 PROFILED = ("bare-vtd-strict", "pvh-vtd-strict", "pv-vtd-strict")
 # What of that the report shows; build/bench.json has all.
-PROFILED_LOOPS = ("single-1", "single-512", "sg-64")
+PROFILED_LOOPS = ("single-1", "single-512", "sg-64", "type1-512-small", "iommufd-512-small", "pin-512-small")
 
 # Columns of the main table: (heading, loop).
 LOOPS = (
     ("1 page", "single-1"), ("16 pages", "single-16"), ("512 pages", "single-512"),
     ("sg 16", "sg-16"), ("sg 64", "sg-64"), ("sg 256", "sg-256"),
 )
+DMA = tuple((head, f"dma-{loop}") for head, loop in LOOPS)
 DOMAIN = (("4 KiB", "domain-1"), ("2 MiB", "domain-512"), ("1 GiB", "domain-262144"))
 VFIO = tuple((f"{door} {mib} MiB{'' if pages == 'huge' else ', small pages'}", f"{door}-{mib}-{pages}")
              for door in ("type1", "iommufd") for mib in (64, 512) for pages in ("huge", "small"))

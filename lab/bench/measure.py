@@ -53,7 +53,7 @@ def profile(lab, name):
     plugin = BUILD / "obj/libprofile.so"
     run("QEMU plugin", [*build.COMPILER.split(), "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-o", plugin,
                         LAB / "bench/profile.c"], LOGS / "build/profile.log")
-    result = measure(lab, name, "kernel nvme", ["-plugin", f"{plugin},out=profile"])
+    result = measure(lab, name, "kernel vfio nvme", ["-plugin", f"{plugin},out=profile"])
     linux = symbols.Symbols(lab.kernel.obj / "vmlinux")
     xen = symbols.Symbols(build.OBJ / "xen-release/xen-syms")
     # The guest marks each loop that it reports, in that order, and warms up without a mark.

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tables of what "make bench" has measured, in Markdown."""
-from bench.configurations import DOMAIN, LOOPS, NVME, PROFILED_LOOPS, SIZES, VFIO, WITHOUT_IOMMU
+from bench.configurations import DMA, DOMAIN, LOOPS, NVME, PROFILED_LOOPS, SIZES, VFIO, WITHOUT_IOMMU
 
 
 class Figure:
@@ -104,6 +104,33 @@ def nvme(results):
     return simple_table(["configuration", *(head for head, _ in NVME)], rows)
 
 
+def flushes(results):
+    """Flushes of the IOTLB per operation, counted by Xen."""
+    rows = []
+    for name, configuration in results["configurations"].items():
+        both = {loop: [configuration["loops"].get(f"flushes-{way}-{loop}") for way in ("map", "unmap")]
+                for _, loop in (*LOOPS, *VFIO)}
+        if any(all(pair) for pair in both.values()):
+            rows.append([name, *("+".join(traps(entry["count"] / entry["ops"]) for entry in pair) if all(pair) else "-"
+                                 for pair in both.values())])
+    return simple_table(["configuration", *(head for head, _ in (*LOOPS, *VFIO))], rows)
+
+
+def pinning(results):
+    """Of a map, and of an unmap, by VFIO: what it takes beyond pinning, and pinning."""
+    rows = []
+    for name, configuration in results["configurations"].items():
+        loops, row = configuration["loops"], []
+        for _, loop in VFIO:
+            door, size = loop.split("-", 1)
+            pairs = [(Figure(loops, f"{way}-{loop}"), Figure(loops, f"{way}-pin-{size}")) for way in ("map", "unmap")]
+            row.append(" / ".join(number(all.total - pin.total, 1000000) for all, pin in pairs)
+                       if all(f.there for pair in pairs for f in pair) else "-")
+        if any(cell != "-" for cell in row):
+            rows.append([name, *row])
+    return simple_table(["configuration", *(head for head, _ in VFIO)], rows)
+
+
 def sizes(results):
     """Sizes downwards, configurations across: all of map / unmap."""
     measured = {n: c["loops"] for n, c in results["configurations"].items() if "map-domain-1" in c["loops"]}
@@ -160,6 +187,11 @@ reads; work is all without the traps times the cost of an empty hypercall (noop)
 ## DMA API, thousands of instructions per operation
 
 {table(results, LOOPS, 1000, calibration=True)}
+## The kernel's dma_map_benchmark, thousands of instructions per operation, traps included
+
+It reads the clock around each operation, which is taken off, and rounds to 0.1.
+
+{table(results, DMA, 1000)}
 ## iommu_map() and iommu_unmap() in a domain of their own, thousands of instructions per operation
 
 {table(results, DOMAIN, 1000)}
@@ -169,6 +201,14 @@ reads; work is all without the traps times the cost of an empty hypercall (noop)
 ## VFIO, millions of instructions, pinning of the pages included
 
 {table(results, VFIO, 1000000)}
+## The same without pinning, in millions
+
+Of map / unmap, what is more than registering the same memory with io_uring takes, which pins it and does nothing else.
+
+{pinning(results)}
+## Flushes of the IOTLB per operation, map + unmap, counted by Xen
+
+{flushes(results)}
 ## A domain made, a device attached and detached, the domain freed: thousands of instructions
 
 {contexts(results)}

@@ -28,8 +28,11 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
+#include <linux/io_uring.h>
 #include <linux/iommufd.h>
 #include <linux/vfio.h>
 
@@ -38,6 +41,7 @@
 #define STATS	"/sys/kernel/debug/iommu/xen/stats"
 
 #define PAGE		4096UL
+#define HUGE		(2UL << 20)
 #define MAX_STATS	16
 
 struct stats {
@@ -102,21 +106,27 @@ static long meminfo(const char *path, const char *name)
 	return value;
 }
 
-/* Pages that are free in Xen's pool, by what its debug key prints; -1 without one. */
-static long pool_free(void)
+/*
+ * What Xen's debug key prints: pages that are free in the pool, and flushes of the
+ * IOTLB that there have been. False without one.
+ */
+static bool xen_counts(long *pages, unsigned long *flushes)
 {
 	FILE *out = popen("i=$(xen-dmesg -e 2>/dev/null) && xen-dmesg -k o && xen-dmesg $i", "r");
 	char line[256], *found;
-	long pages = -1;
+	bool there = false;
 
 	while (out && fgets(line, sizeof(line), out)) {
 		found = strstr(line, " contexts, ");
 		if (strstr(line, "PV-IOMMU") && found)
-			sscanf(found, " contexts, %ld of", &pages);
+			sscanf(found, " contexts, %ld of", pages);
+		found = strstr(line, "  flushes: ");
+		if (found && sscanf(found, "  flushes: %lu", flushes) == 1)
+			there = true;
 	}
 	if (out)
 		pclose(out);
-	return pages;
+	return there;
 }
 
 /* Adds what has changed since @from. */
@@ -206,15 +216,18 @@ static void measure(const char *name, const char *line, unsigned long ops)
 /*
  * Map and unmap, in rounds: in lazy mode, some of an unmap's work is done with
  * that of others. Two rounds more at the beginning fill the caches of the IOVA
- * allocator; the last one is marked.
+ * allocator; the last one is marked, and the one that flushes are counted in.
  */
 static bool measure_pair(const char *what, unsigned long size, unsigned long ops,
 			 unsigned int rounds)
 {
 	static const char *const ways[] = { "map", "unmap" };
 	struct stats from, sum[2];
+	unsigned long flushes[3];
+	bool flushes_known = false;
 	uint64_t ns[2] = {};
 	char line[40], name[40];
+	long pool;
 
 	snprintf(line, sizeof(line), "%s %lu %lu", what, size, ops);
 	for (int i = 0; i < 2; i++)
@@ -226,12 +239,16 @@ static bool measure_pair(const char *what, unsigned long size, unsigned long ops
 
 	for (int way = 0; way < 2; way++)
 		clear_stats(&sum[way]);
-	for (unsigned int i = 0; i < rounds; i++)
+	for (unsigned int i = 0; i < rounds; i++) {
+		bool last = i == rounds - 1;
+
+		if (last)
+			flushes_known = xen_counts(&pool, &flushes[0]);
 		for (int way = 0; way < 2; way++) {
 			int64_t took;
 
 			read_stats(&from);
-			took = run_line(way ? "unmap" : line, i == rounds - 1);
+			took = run_line(way ? "unmap" : line, last);
 			if (took < 0) {
 				snprintf(name, sizeof(name), "%s-%s-%lu", ways[way], what, size);
 				report_error(name, -took);
@@ -239,11 +256,17 @@ static bool measure_pair(const char *what, unsigned long size, unsigned long ops
 			}
 			ns[way] += took;
 			add_stats(&sum[way], &from);
+			if (last && flushes_known)
+				xen_counts(&pool, &flushes[way + 1]);
 		}
+	}
 
 	for (int way = 0; way < 2; way++) {
 		snprintf(name, sizeof(name), "%s-%s-%lu", ways[way], what, size);
 		report_sum(name, ops * rounds, ns[way], rounds, &sum[way]);
+		if (flushes_known)
+			printf("# bench flushes-%s ops=%lu count=%lu\n", name, ops,
+			       flushes[way + 1] - flushes[way]);
 	}
 	return true;
 }
@@ -437,31 +460,48 @@ static int unmap(struct vfio *v, size_t size)
 			   ioctl(v->iommufd, IOMMU_IOAS_UNMAP, &new);
 }
 
+/* Memory that is there, aligned for huge pages. */
+static void *get_memory(size_t size, bool huge)
+{
+	char *area = mmap(NULL, size + HUGE, PROT_READ | PROT_WRITE,
+			  MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	size_t before;
+
+	if (area == MAP_FAILED)
+		return NULL;
+	before = -(uintptr_t)area & (HUGE - 1);
+	munmap(area + before + size, HUGE - before);
+	if (before)
+		munmap(area, before);
+	area += before;
+	madvise(area, size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+	for (size_t i = 0; i < size; i += PAGE)
+		area[i] = 1;
+	return area;
+}
+
 static void measure_vfio(struct vfio *v, unsigned long mib, bool huge)
 {
 	const char *door = v->legacy ? "type1" : "iommufd";
+	unsigned long flushes[3];
 	size_t size = mib << 20;
-	long tables, slab, pool;
+	bool on_xen, unmapped;
+	long tables, slab, pool[2];
 	struct stats from;
 	uint64_t start;
-	char name[48], *mem;
-	void *area;
+	char name[48];
+	char *mem;
 	int ret;
 
-	area = mmap(NULL, size + (2 << 20), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
-		    -1, 0);
-	if (area == MAP_FAILED) {
+	mem = get_memory(size, huge);
+	if (!mem) {
 		report_error(door, errno);
 		return;
 	}
-	mem = (char *)(((uintptr_t)area + (2 << 20) - 1) & ~((2UL << 20) - 1));
-	madvise(mem, size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
-	for (size_t i = 0; i < size; i += PAGE)
-		mem[i] = 1;
 
 	tables = meminfo("/proc/vmstat", "nr_iommu_pages");
 	slab = meminfo("/proc/meminfo", "Slab");
-	pool = pool_free();
+	on_xen = xen_counts(&pool[0], &flushes[0]);
 	read_stats(&from);
 	start = now();
 	mark_begin();
@@ -477,8 +517,9 @@ static void measure_vfio(struct vfio *v, unsigned long mib, bool huge)
 	printf("# bench memory-%s-%lu-%s iommu_pages=%ld slab_kib=%ld", door, mib,
 	       huge ? "huge" : "small", meminfo("/proc/vmstat", "nr_iommu_pages") - tables,
 	       meminfo("/proc/meminfo", "Slab") - slab);
-	if (pool >= 0)
-		printf(" pool_pages=%ld", pool - pool_free());
+	on_xen = on_xen && xen_counts(&pool[1], &flushes[1]);
+	if (on_xen)
+		printf(" pool_pages=%ld", pool[0] - pool[1]);
 	printf("\n");
 	fflush(stdout);
 
@@ -489,16 +530,63 @@ static void measure_vfio(struct vfio *v, unsigned long mib, bool huge)
 	mark_end();
 	start = now() - start;
 	snprintf(name, sizeof(name), "unmap-%s-%lu-%s", door, mib, huge ? "huge" : "small");
-	if (ret)
-		report_error(name, errno);
-	else
+	unmapped = !ret;
+	if (unmapped)
 		report(name, 1, start, &from);
+	else
+		report_error(name, errno);
+	if (on_xen && unmapped && xen_counts(&pool[1], &flushes[2]))
+		for (int i = 0; i < 2; i++)
+			printf("# bench flushes-%smap-%s-%lu-%s ops=1 count=%lu\n", i ? "un" : "",
+			       door, mib, huge ? "huge" : "small", flushes[i + 1] - flushes[i]);
 out:
-	munmap(area, size + (2 << 20));
+	munmap(mem, size);
+}
+
+/*
+ * The same memory pinned, and nothing else: what of the above is not for the
+ * IOMMU. Registering it with io_uring does that.
+ */
+static void measure_pin(unsigned long mib, bool huge)
+{
+	struct io_uring_params params = {};
+	struct iovec iov = { .iov_len = mib << 20 };
+	int ring = syscall(__NR_io_uring_setup, 1, &params);
+	struct stats none = {};
+	uint64_t start;
+	char name[48];
+	int ret = -1;
+
+	iov.iov_base = get_memory(iov.iov_len, huge);
+	if (ring < 0 || !iov.iov_base) {
+		report_error("pin", errno);
+		return;
+	}
+	for (int way = 0; way < 2; way++) {
+		start = now();
+		mark_begin();
+		ret = syscall(__NR_io_uring_register, ring,
+			      way ? IORING_UNREGISTER_BUFFERS : IORING_REGISTER_BUFFERS,
+			      way ? NULL : &iov, !way);
+		mark_end();
+		start = now() - start;
+		snprintf(name, sizeof(name), "%smap-pin-%lu-%s", way ? "un" : "", mib,
+			 huge ? "huge" : "small");
+		if (ret) {
+			report_error(name, errno);
+			break;
+		}
+		report_sum(name, 1, start, 1, &none);
+	}
+	close(ring);
+	munmap(iov.iov_base, iov.iov_len);
 }
 
 static int bench_vfio(const char *bdf, char **sizes)
 {
+	for (char **mib = sizes; *mib; mib++)
+		for (int huge = 1; huge >= 0; huge--)
+			measure_pin(strtoul(*mib, NULL, 10), huge);
 	for (int door = 0; door < 2; door++) {
 		struct vfio v = { .legacy = !door };
 
