@@ -66,8 +66,10 @@ typedef struct { unsigned int counter; } atomic_t;
 #define PAGE_SIZE 4096
 #define PAGE_MASK (~(uint64_t)(PAGE_SIZE - 1))
 #define PADDR_MASK ((1UL << 52) - 1)
+/* So named in Xen; they depend on how many entries tables have here. */
 #define PAGE_SIZE_4K (1UL << 12)
-#define PAGE_SIZE_2M (1UL << 21)
+#define PAGE_SIZE_2M (1UL << (12 + PT_SHIFT))
+#define PAGE_SIZE_1G (1UL << (12 + 2 * PT_SHIFT))
 static unsigned int paddr_bits = 40;
 
 static inline int parse_bool(const char *s, const char *e) { return -1; }
@@ -340,7 +342,7 @@ static mfn_t get_gfn_type_access(struct domain *d, unsigned long gfn,
     *a = p2m_access_rwx;
     *t = gfn < NR_PAGES ? p2m_type[gfn] : p2m_invalid;
     if ( *t == p2m_ram_rw && gfn < 1024 )
-        *order = 9;
+        *order = PT_SHIFT;
     if ( *t == p2m_mmio_direct )
         *order = 1;
     return *t == p2m_invalid ? INVALID_MFN : _mfn(p2m_mfn(gfn));
@@ -349,9 +351,13 @@ static mfn_t get_gfn_type_access(struct domain *d, unsigned long gfn,
 
 static void *mmio_ro_ranges __attribute__((unused));
 #define MMIO_RO(s, e) ((s) <= 0x5010 && (e) >= 0x5010)
+/* More MMIO, enough for two superpages of the larger size and a part of one. */
+#define HUGE_MMIO 0x100000UL
+#define HUGE_MMIO_END (HUGE_MMIO + (9UL << (2 * PT_SHIFT)) / 4)
 /* As for the hardware domain, to which RAM is not denied. */
 #define iomem_access_permitted(d, s, e)                                    \
-    ((e) < FIRST_HEAP || ((s) >= 0x5000 && (e) < 0x5100))
+    ((e) < FIRST_HEAP || ((s) >= 0x5000 && (e) < 0x5100) ||                \
+     ((s) >= HUGE_MMIO && (e) < HUGE_MMIO_END))
 #define rangeset_overlaps_range(r, s, e) MMIO_RO(s, e)
 #define rangeset_contains_singleton(r, s) MMIO_RO(s, s)
 

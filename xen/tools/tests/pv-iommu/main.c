@@ -4,6 +4,9 @@
  * that caches what it can (entries, and addresses of tables), forgets only what
  * it is told to, and a check that nothing that it has is ever released.
  *
+ * It is built twice: with tables as they are, and with tables of few entries, in
+ * order that superpages of 1 GiB (so called) are made and split all the time.
+ *
  * usage: test-pv-iommu [seed [calls]]
  */
 #include "emul.h"
@@ -23,20 +26,26 @@ static int fmt;
 static struct {
     bool valid, write;
     domid_t tag;
-    unsigned long dfn, mfn;
+    unsigned long dfn, mfn, nr;
 } tlb[NR_TLB];
 static struct {
     bool valid;
     domid_t tag;
-    const struct page_info *pg;
+    struct page_info *pg;
+    /* Level and place, as long as it is the same table. */
+    unsigned long place;
 } pde[NR_TLB];
+
+/* Superpages of each level that were seen. */
+static unsigned long seen_super[5];
 
 static bool tlb_has_frame(unsigned long mfn, bool write)
 {
     unsigned int i;
 
     for ( i = 0; i < NR_TLB; i++ )
-        if ( tlb[i].valid && tlb[i].mfn == mfn && (!write || tlb[i].write) )
+        if ( tlb[i].valid && mfn - tlb[i].mfn < tlb[i].nr &&
+             (!write || tlb[i].write) )
             return true;
     return false;
 }
@@ -61,17 +70,50 @@ static uint64_t rnd(unsigned int n)
     return (state * 0x2545f4914f6cdd1dULL >> 33) % n;
 }
 
+static bool hw_present(uint64_t pte)
+{
+    return pte & (fmt == FMT_VTD ? 3 : 1);
+}
+
+static bool hw_leaf(uint64_t pte, unsigned int level)
+{
+    return level == 1 || (fmt == FMT_VTD ? pte & 0x80 : !((pte >> 9) & 7));
+}
+
+static unsigned long hw_mfn(uint64_t pte)
+{
+    return (pte & 0xffffffffff000UL) >> 12;
+}
+
+/* Frames that an entry is for. */
+static unsigned long hw_span(unsigned int level)
+{
+    return 1UL << (PT_SHIFT * (level - 1));
+}
+
+static void cache_leaf(domid_t tag, uint64_t pte, unsigned long dfn,
+                       unsigned int level)
+{
+    unsigned int i = rnd(NR_TLB);
+
+    tlb[i].valid = true;
+    tlb[i].write = pte & (fmt == FMT_VTD ? 2UL : 1UL << 62);
+    tlb[i].tag = tag;
+    tlb[i].nr = hw_span(level);
+    tlb[i].dfn = dfn & ~(tlb[i].nr - 1);
+    tlb[i].mfn = hw_mfn(pte);
+}
+
 /* Walk as the hardware does; returns the leaf, and caches all of it. */
 static uint64_t hw_walk(const struct pv_iommu_ctx *ctx, unsigned long dfn,
-                        bool cache)
+                        bool cache, unsigned int *leaf_level)
 {
-    const struct page_info *pg = ctx->root;
+    struct page_info *pg = ctx->root;
     unsigned int level = hw.levels;
 
     for ( ; ; )
     {
-        uint64_t pte = pg->data[(dfn >> (9 * (level - 1))) & 511];
-        bool leaf;
+        uint64_t pte = pg->data[(dfn / hw_span(level)) % hw_span(2)];
 
         if ( cache )
         {
@@ -80,28 +122,23 @@ static uint64_t hw_walk(const struct pv_iommu_ctx *ctx, unsigned long dfn,
             pde[i].valid = true;
             pde[i].tag = ctx->domid;
             pde[i].pg = pg;
+            pde[i].place = *meta(pg) >> 11;
         }
 
-        if ( !(pte & (fmt == FMT_VTD ? 3 : 1)) )
+        if ( !hw_present(pte) )
             return 0;
 
-        leaf = level == 1 || (fmt == FMT_VTD ? pte & 0x80 : !((pte >> 9) & 7));
-        if ( leaf )
+        if ( hw_leaf(pte, level) )
         {
-            unsigned long mfn = (pte & 0xffffffffff000UL) >> 12;
+            unsigned long mfn = hw_mfn(pte);
 
-            assert(!(mfn & ((1UL << (9 * (level - 1))) - 1)));
-            mfn += dfn & ((1UL << (9 * (level - 1))) - 1);
+            assert(!(mfn % hw_span(level)));
+            seen_super[level]++;
+            if ( leaf_level )
+                *leaf_level = level;
             if ( cache )
-            {
-                unsigned int i = rnd(NR_TLB);
-
-                tlb[i].valid = true;
-                tlb[i].write = pte & (fmt == FMT_VTD ? 2UL : 1UL << 62);
-                tlb[i].tag = ctx->domid;
-                tlb[i].dfn = dfn;
-                tlb[i].mfn = mfn;
-            }
+                cache_leaf(ctx->domid, pte, dfn, level);
+            mfn += dfn % hw_span(level);
             return (uint64_t)mfn << 12 |
                    (fmt == FMT_VTD ? pte & 3
                                    : ((pte >> 61) & 1) | ((pte >> 61) & 2));
@@ -109,9 +146,35 @@ static uint64_t hw_walk(const struct pv_iommu_ctx *ctx, unsigned long dfn,
 
         if ( fmt == FMT_AMD )
             assert(((pte >> 9) & 7) == level - 1);
-        pg = mfn_to_page(_mfn((pte & 0xffffffffff000UL) >> 12));
+        pg = mfn_to_page(_mfn(hw_mfn(pte)));
         assert(pg->heap);
         level--;
+    }
+}
+
+/* The hardware may go on from any table that it has cached the address of. */
+static void hw_walk_cached(const struct pv_iommu *pv)
+{
+    unsigned int i;
+
+    for ( i = 0; i < NR_TLB; i++ )
+    {
+        struct page_info *pg = pde[i].pg;
+        unsigned int level, at = rnd(hw_span(2));
+        unsigned long dfn;
+        uint64_t pte;
+
+        if ( !pde[i].valid )
+            continue;
+
+        /* It is still a table, and the same. */
+        assert(pg->heap && pg->list != &pv->pool &&
+               *meta(pg) >> 11 == pde[i].place);
+        level = META_LEVEL(*meta(pg));
+        dfn = META_DFN(*meta(pg)) + at * hw_span(level);
+        pte = pg->data[at];
+        if ( hw_present(pte) && hw_leaf(pte, level) )
+            cache_leaf(pde[i].tag, pte, dfn, level);
     }
 }
 
@@ -119,8 +182,8 @@ static int hw_init(struct pv_iommu_hw *h)
 {
     *h = (struct pv_iommu_hw){
         .levels = 4, .min_levels = fmt == FMT_VTD ? 3 : 4,
-        .max_dfn = (1UL << 36) - 1,
-        .page_sizes = PAGE_SIZE_4K | PAGE_SIZE_2M,
+        .max_dfn = hw_span(5) - 1,
+        .page_sizes = PAGE_SIZE_4K | PAGE_SIZE_2M | PAGE_SIZE_1G,
         .flush_added = fmt == FMT_VTD,
     };
     if ( fmt == FMT_VTD )
@@ -192,9 +255,10 @@ static int flush(struct pv_iommu_ctx *ctx, dfn_t dfn, unsigned long nr,
         return 0;
     for ( i = 0; i < NR_TLB; i++ )
     {
+        /* What is flushed in parts remains. */
         if ( tlb[i].tag == ctx->domid &&
              ((flags & IOMMU_FLUSHF_all) ||
-              (tlb[i].dfn >= d && tlb[i].dfn - d < nr)) )
+              (tlb[i].dfn >= d && tlb[i].dfn + tlb[i].nr <= d + nr)) )
             tlb[i].valid = false;
         if ( pde[i].tag == ctx->domid && (flags & IOMMU_FLUSHF_all) )
             pde[i].valid = false;
@@ -381,7 +445,7 @@ static void verify(void)
         deferred |= ctx->def_head != ctx->def_tail;
         for ( i = 0; i < NR_DFN; i++ )
         {
-            uint64_t hwpte = hw_walk(ctx, i, !rnd(64));
+            uint64_t hwpte = hw_walk(ctx, i, !rnd(64), NULL);
             unsigned long gfn = model[c].map[i].gfn;
             unsigned int prot = model[c].map[i].prot;
 
@@ -399,7 +463,7 @@ static void verify(void)
             }
         }
         for ( i = 0x3000; i < 0x3003; i++ )
-            assert(hw_walk(ctx, i, false) == (i << 12 | 3));
+            assert(hw_walk(ctx, i, false, NULL) == (i << 12 | 3));
         if ( ctx->def_head == ctx->def_tail )
             assert(ctx->nr_frames == counted(c) + 3);
     }
@@ -413,10 +477,15 @@ static void verify(void)
                    frame_table[i].writable == writable[i]);
 
     /* What IOTLB entries refer to has references. */
+    hw_walk_cached(pv);
     for ( i = 0; i < NR_TLB; i++ )
-        if ( tlb[i].valid && tlb[i].mfn < FIRST_HEAP &&
-             !reserved(tlb[i].dfn) )
-            assert(frame_table[tlb[i].mfn].count > 1);
+    {
+        unsigned long mfn = tlb[i].mfn;
+
+        if ( tlb[i].valid && !reserved(tlb[i].dfn) )
+            for ( ; mfn < tlb[i].mfn + tlb[i].nr && mfn < FIRST_HEAP; mfn++ )
+                assert(frame_table[mfn].count > 1);
+    }
 }
 
 static bool any_dead(unsigned int c)
@@ -430,8 +499,9 @@ static unsigned long a_dfn(void)
 {
     switch ( rnd(8) )
     {
-    case 0: return rnd(8) * 512;
-    case 1: return 511 + rnd(4);
+    case 0: return rnd(8) * PT_ENTRIES;
+    case 1: return PT_ENTRIES - 1 + rnd(4);
+    case 2: return rnd(8) * hw_span(3) % NR_DFN;
     default: return rnd(NR_DFN);
     }
 }
@@ -443,9 +513,15 @@ static unsigned long a_gfn(void)
     case 0: return 0x4ffe + rnd(0x20);
     case 1: return ~0UL - rnd(3);
     case 2: return rnd(FIRST_HEAP + 100);
-    case 3: case 4: case 5: return rnd(8) * 512;
+    case 3: case 4: return rnd(8) * PT_ENTRIES;
+    case 5: return rnd(8) * hw_span(3) % 2048;
     default: return rnd(2048);
     }
+}
+
+static unsigned int a_large_order(void)
+{
+    return PT_SHIFT * (hw_span(3) < NR_DFN ? 1 + rnd(2) : 1);
 }
 
 static unsigned long model_map(unsigned int c, unsigned long dfn,
@@ -656,7 +732,7 @@ static void random_call(void)
     case 3 ... 6:
     {
         bool large = !rnd(4);
-        unsigned int order = large ? 9 : 0, prot = 1 + rnd(3);
+        unsigned int order = large ? a_large_order() : 0, prot = 1 + rnd(3);
         unsigned long mask = (1UL << order) - 1, nr;
         unsigned long dfn = a_dfn() & ~mask, gfn = a_gfn() & ~mask, n;
         static unsigned int before[NR_DFN];
@@ -716,7 +792,7 @@ static void random_call(void)
     case 7 ... 9:
     {
         bool large = !rnd(5);
-        unsigned int order = large ? 9 : 0;
+        unsigned int order = large ? a_large_order() : 0;
         unsigned long mask = (1UL << order) - 1, nr, n, p;
         unsigned long dfn = a_dfn() & ~mask;
         pv_iommu_unmap_pages_t op;
@@ -745,19 +821,24 @@ static void random_call(void)
                    ret == -EADDRNOTAVAIL);
             model_unmap(c, dfn, (unsigned long)op.unmapped << order, &rc);
             assert(!rc);
+            /* And a part of the next page, if it is large. */
+            dfn += (unsigned long)op.unmapped << order;
+            for ( n = 0; n < mask && dfn + n < NR_DFN; n++ )
+                if ( !hw_walk(dom0.iommu.pv->ctx[c], dfn + n, false, NULL) )
+                    model[c].map[dfn + n].prot = 0;
             break;
         }
         if ( large )
         {
             for ( n = 0; n < nr && !rc; n++ )
             {
-                for ( p = 0; p < 512; p++ )
-                    if ( dfn + n * 512 + p >= NR_DFN ||
-                         !model[c].map[dfn + n * 512 + p].prot )
+                for ( p = 0; p <= mask; p++ )
+                    if ( dfn + (n << order) + p >= NR_DFN ||
+                         !model[c].map[dfn + (n << order) + p].prot )
                         break;
-                if ( p < 512 )
+                if ( p <= mask )
                     break;
-                model_unmap(c, dfn + n * 512, 512, &rc);
+                model_unmap(c, dfn + (n << order), mask + 1, &rc);
             }
             if ( n < nr )
                 rc = -ENOENT;
@@ -822,13 +903,9 @@ static void random_call(void)
     }
 }
 
-static void run_case(bool translated, int format, unsigned int order,
-                     unsigned long calls)
+static void set_up(bool translated, int format)
 {
-    pv_iommu_init_t init = { NR_CTX, order };
     unsigned long i;
-    long allocs = xen_allocs;
-    pv_iommu_capabilities_t cap;
 
     fmt = format;
     memset(&dom0, 0, sizeof(dom0));
@@ -870,6 +947,39 @@ static void run_case(bool translated, int format, unsigned int order,
     iommu_ops.pv_ctx_destroy = hw_ctx_destroy;
     iommu_ops.pv_attach = attach;
     iommu_ops.pv_flush = flush;
+}
+
+/* All goes with the domain. */
+static void tear_down(long allocs)
+{
+    unsigned long i;
+
+    for ( i = 0; i < 3; i++ )
+    {
+        pcidevs_lock();
+        assert(!pv_iommu_release_pdev(&dev[i]));
+        pcidevs_unlock();
+    }
+    preempt_every = 3;
+    while ( pv_iommu_domain_destroy(&dom0) == -ERESTART )
+        ;
+    preempt_every = 0;
+    assert(!dom0.iommu.pv && !heap_used && xen_allocs == allocs);
+    for ( i = 0; i < FIRST_HEAP; i++ )
+        assert(frame_table[i].count == 1 && !frame_table[i].writable &&
+               !grants_pinned[i]);
+}
+
+static void run_case(bool translated, int format, unsigned int order,
+                     unsigned long calls)
+{
+    pv_iommu_init_t init = { NR_CTX, order };
+    unsigned long i;
+    long allocs = xen_allocs;
+    pv_iommu_capabilities_t cap;
+
+    set_up(translated, format);
+    memset(seen_super, 0, sizeof(seen_super));
 
     /* Not enough memory: fails cleanly, and can be tried again. */
     heap_limit = heap_used + (1UL << order) - 1;
@@ -901,25 +1011,234 @@ static void run_case(bool translated, int format, unsigned int order,
     }
     verify();
 
-    /* All gone with the domain. */
-    for ( i = 0; i < 3; i++ )
-    {
-        pcidevs_lock();
-        assert(!pv_iommu_release_pdev(&dev[i]));
-        pcidevs_unlock();
-    }
-    preempt_every = 3;
-    while ( pv_iommu_domain_destroy(&dom0) == -ERESTART )
-        ;
-    assert(!dom0.iommu.pv && !heap_used && xen_allocs == allocs);
-    for ( i = 0; i < FIRST_HEAP; i++ )
-        assert(frame_table[i].count == 1 && !frame_table[i].writable &&
-               !grants_pinned[i]);
+    tear_down(allocs);
     assert(grants_ended || !calls);
+    assert(!calls || seen_super[2]);
+    assert(!calls || order < 10 || seen_super[3] || hw_span(3) >= NR_DFN);
 
     printf("ok - %s, %s, %u pool pages, %lu calls (%lu out of memory, %u grants held)\n",
            translated ? "PVH" : "PV", format == FMT_VTD ? "VT-d" : "AMD-Vi",
            1U << order, calls, oom, grants_ended);
+}
+
+/* Superpages of the larger size, on purpose. */
+
+static unsigned int huge_prot, huge_ctx;
+
+static struct pv_iommu_ctx *huge(void)
+{
+    return dom0.iommu.pv->ctx[huge_ctx];
+}
+
+/* Map, or unmap, pages of a size; returns how many frames of them are done. */
+static unsigned long huge_map(unsigned long dfn, unsigned long gfn,
+                              unsigned long nr, unsigned int order, long wanted)
+{
+    pv_iommu_map_pages_t op = {
+        .ctx_no = huge_ctx, .dfn = dfn, .gfn = gfn, .nr_pages = nr >> order,
+        .pgsize = 4096U << order, .map_flags = huge_prot,
+    };
+
+    assert(call(IOMMU_map_pages, &op) == wanted);
+    return (unsigned long)op.mapped << order;
+}
+
+static unsigned long huge_unmap(unsigned long dfn, unsigned long nr,
+                                unsigned int order, long wanted)
+{
+    pv_iommu_unmap_pages_t op = {
+        .ctx_no = huge_ctx, .dfn = dfn, .nr_pages = nr >> order,
+        .pgsize = 4096U << order,
+    };
+
+    assert(call(IOMMU_unmap_pages, &op) == wanted);
+    return (unsigned long)op.unmapped << order;
+}
+
+/* Level of the entry for dfn, which has to lead to that frame. */
+static unsigned int huge_level(unsigned long dfn, unsigned long mfn)
+{
+    unsigned int level;
+
+    assert(hw_walk(huge(), dfn, true, &level) == (mfn << 12 | huge_prot));
+    return level;
+}
+
+static bool is_mapped(unsigned long dfn)
+{
+    return hw_walk(huge(), dfn, true, NULL);
+}
+
+static void new_huge_ctx(void)
+{
+    pv_iommu_alloc_t op = {};
+
+    assert(!call(IOMMU_alloc_context, &op));
+    huge_ctx = op.ctx_no;
+}
+
+static void free_huge_ctx(void)
+{
+    pv_iommu_free_t op = { .ctx_no = huge_ctx };
+
+    assert(!call(IOMMU_free_context, &op));
+}
+
+static void run_huge(bool translated, int format)
+{
+    const unsigned long span = hw_span(3), part = hw_span(2), dfn = 5 * span;
+    const unsigned int order = 2 * PT_SHIFT;
+    pv_iommu_init_t init = { NR_CTX, 11 };
+    unsigned long gfn, i, at, left, pages, tables, all;
+    struct page_list_head taken = {};
+    pv_iommu_capabilities_t cap;
+    long allocs = xen_allocs;
+    struct pv_iommu *pv;
+    bool *gone;
+
+    set_up(translated, format);
+    assert(!call(IOMMU_init, &init));
+    assert(!call(IOMMU_query_capabilities, &cap) &&
+           cap.pgsize_mask == (PAGE_SIZE_4K | PAGE_SIZE_2M | PAGE_SIZE_1G));
+    pv = dom0.iommu.pv;
+    all = pv->nr_free;
+
+    /* RAM if there is so much, in PV what can be written among it is rare. */
+    gfn = 2 * span <= 1024 ? span : HUGE_MMIO;
+    if ( translated && gfn == HUGE_MMIO )
+        return tear_down(allocs);
+    huge_prot = translated || gfn == HUGE_MMIO ? 3 : IOMMU_MAP_readable;
+
+    /* Every part is unmapped alone, with no page left, in any order. */
+    new_huge_ctx();
+    pages = pv->nr_free;
+    tables = huge()->nr_tables;
+    preempt_every = 1;
+    assert(huge_map(dfn, gfn, span, 0, 0) == span);
+    for ( i = 0; i < span; i += part / 4 )
+        assert(huge_level(dfn + i, gfn + i) == 3);
+    /* A page for its split and for that of each part; one waits for a flush. */
+    tables = huge()->nr_tables - tables;
+    assert(huge()->nr_spare == 1 + PT_ENTRIES && huge()->nr_stale == 1);
+    assert(tables <= 1 && pages - pv->nr_free == PT_ENTRIES + 2 + tables);
+
+    while ( pv->nr_free )
+    {
+        page_list_add(page_list_remove_head(&pv->pool), &taken);
+        pv->nr_free--;
+    }
+    gone = calloc(span, sizeof(*gone));
+    for ( left = span; left; )
+    {
+        unsigned long nr;
+
+        at = rnd(span);
+        while ( gone[at] )
+            at = (at + 1) % span;
+        /* Single pages first, of each part one, then longer pieces. */
+        nr = left > span - 2 * PT_ENTRIES ? 1 : 1 + rnd(2 * part);
+        for ( i = at; i < at + nr && i < span && !gone[i]; i++ )
+            gone[i] = true;
+        nr = i - at;
+        assert(huge_unmap(dfn + at, nr, 0, 0) == nr);
+        left -= nr;
+        for ( i = 0; i < 64; i++ )
+        {
+            at = rnd(span);
+            assert(is_mapped(dfn + at) == !gone[at]);
+            if ( !gone[at] )
+                huge_level(dfn + at, gfn + at);
+        }
+        if ( gfn < FIRST_HEAP )
+            for ( i = 0; i < span; i++ )
+                assert(frame_table[gfn + i].count == 2 - gone[i]);
+    }
+    free(gone);
+    page_list_splice(&taken, &pv->pool);
+    for ( pv->nr_free = i = 0; i < NR_PAGES; i++ )
+        pv->nr_free += frame_table[i].list == &pv->pool;
+    assert(huge()->nr_frames == 3);
+    free_huge_ctx();
+    assert(pv->nr_free == all);
+
+    /* Pages of this size, wholly or not at all. */
+    new_huge_ctx();
+    assert(huge_map(dfn, gfn, span, order, 0) == span);
+    assert(huge_level(dfn, gfn) == 3);
+    assert(huge_map(dfn, gfn, span, order, -EADDRINUSE) == 0);
+    assert(huge_unmap(dfn, span, order, 0) == span);
+    assert(huge_unmap(dfn, span, order, -ENOENT) == 0);
+    assert(huge_map(dfn, gfn, span, order, 0) == span);
+    assert(huge_unmap(dfn + span - 1, 1, 0, 0) == 1);
+    assert(huge_unmap(dfn, span, order, -ENOENT) == 0);
+    assert(huge_level(dfn + span - 2, gfn + span - 2) == 1);
+    assert(huge_level(dfn, gfn) == 2);
+    assert(huge_unmap(dfn, span - 1, 0, 0) == span - 1);
+    assert(huge_map(dfn + span / 2, gfn, 1, 0, 0) == 1);
+    assert(huge_map(dfn, gfn, span, order, -EADDRINUSE) == 0);
+    for ( i = 0; i < span; i++ )
+        assert(is_mapped(dfn + i) == (i == span / 2));
+    assert(huge_unmap(dfn + span / 2, 1, 0, 0) == 1);
+    if ( gfn == HUGE_MMIO )
+    {
+        /* Only a part of the last is permitted. */
+        assert(huge_map(dfn, gfn, 3 * span, order, -EPERM) == 2 * span);
+        assert(huge_level(dfn + span, gfn + span) == 3);
+        for ( i = 2 * span; i < 3 * span; i++ )
+            assert(!is_mapped(dfn + i));
+        assert(huge_unmap(dfn, 2 * span, order, 0) == 2 * span);
+    }
+    free_huge_ctx();
+    assert(pv->nr_free == all);
+
+    /* A part that returns completes it again, other than without a page. */
+    new_huge_ctx();
+    assert(huge_map(dfn, gfn, span, 0, 0) == span);
+    for ( i = 0; i < 3; i++ )
+    {
+        assert(huge_unmap(dfn + part, part, 0, 0) == part);
+        assert(huge_level(dfn, gfn) == 2);
+        while ( i == 1 && pv->nr_free > 1 )
+        {
+            page_list_add(page_list_remove_head(&pv->pool), &taken);
+            pv->nr_free--;
+        }
+        assert(huge_map(dfn + part, gfn + part, part, 0, 0) == part);
+        assert(huge_level(dfn, gfn) == (i == 1 ? 2 : 3));
+        while ( !page_list_empty(&taken) )
+        {
+            page_list_add(page_list_remove_head(&taken), &pv->pool);
+            pv->nr_free++;
+        }
+    }
+    /* The domain gives it up as it is, and every page is there. */
+    free_huge_ctx();
+    assert(pv->nr_free == all);
+
+    /* What must not become one entry. */
+    new_huge_ctx();
+    assert(huge_map(dfn, gfn + part, span, 0, 0) == span);
+    assert(huge_level(dfn, gfn + part) == 2);
+    assert(huge_unmap(dfn, span, 0, 0) == span);
+    assert(huge_map(dfn + part, gfn + part, span - part, 0, 0) == span - part);
+    assert(huge_map(dfn, gfn + part, part, 0, 0) == part);
+    assert(huge_level(dfn, gfn + part) == 2);
+    assert(huge_unmap(dfn, part, 0, 0) == part);
+    if ( huge_prot == 3 )
+    {
+        huge_prot = IOMMU_MAP_readable;
+        assert(huge_map(dfn, gfn, part, 0, 0) == part);
+        assert(huge_level(dfn, gfn) == 2);
+    }
+
+    /* One that is in use when the domain dies. */
+    huge_prot = IOMMU_MAP_readable;
+    assert(huge_map(dfn - span, gfn, span, 0, 0) == span);
+    assert(huge_level(dfn - 1, gfn + span - 1) == 3);
+    tear_down(allocs);
+
+    printf("ok - superpages of %lu pages, %s, %s\n", span,
+           translated ? "PVH" : "PV", format == FMT_VTD ? "VT-d" : "AMD-Vi");
 }
 
 int main(int argc, char **argv)
@@ -931,6 +1250,8 @@ int main(int argc, char **argv)
     setlinebuf(stdout);
     printf("# seed %lu\n", seed);
     state = seed * 2654435761UL + 1;
+    for ( i = 0; i < 4; i++ )
+        run_huge(i & 1, i >> 1);
     for ( i = 0; i < 8; i++ )
         run_case(i & 1, (i >> 1) & 1, i & 4 ? 6 : 10, calls);
 

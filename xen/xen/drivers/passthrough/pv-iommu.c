@@ -68,7 +68,7 @@
 /* Pieces of runs that are looked up, and entered, at once. */
 #define NR_PIECES       32
 
-/* Set in the sub-op of continuations of IOMMU_init. */
+/* Set in the sub-op of continuations. */
 #define OP_CONTINUED    (1U << 31)
 
 static bool __read_mostly opt_pv_iommu = true;
@@ -161,6 +161,12 @@ static unsigned int pt_used(struct page_info *pg)
     return *meta(pg) & META_USED_MASK;
 }
 
+static unsigned long new_meta(unsigned long dfn, unsigned int level)
+{
+    return (dfn >> (PT_SHIFT * level) << (PT_SHIFT * (level - 1)) << 14) |
+           (level << 11);
+}
+
 static unsigned int pt_index(unsigned long dfn, unsigned int level)
 {
     return (dfn >> (PT_SHIFT * (level - 1))) & (PT_ENTRIES - 1);
@@ -247,7 +253,12 @@ static void pool_put_list(struct pv_iommu_ctx *ctx, struct page_list_head *list)
     struct page_info *pg;
 
     while ( (pg = page_list_remove_head(list)) )
+    {
+        /* See fold(). */
+        if ( pt_used(pg) )
+            clear_domain_page(page_to_mfn(pg));
         pool_put(ctx, pg);
+    }
 }
 
 static struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
@@ -258,8 +269,7 @@ static struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
     if ( !pg )
         return NULL;
 
-    *meta(pg) = (dfn >> (PT_SHIFT * level) << (PT_SHIFT * (level - 1)) << 14) |
-                (level << 11);
+    *meta(pg) = new_meta(dfn, level);
     ctx->nr_tables++;
 
     if ( iommu_non_coherent )
@@ -907,6 +917,83 @@ static long get_run(struct xlat *x, unsigned long gfn, unsigned long nr,
  * Operations on the tables
  */
 
+/* Replace a superpage by a table. Cannot fail: there is a page for it. */
+static void split(struct pv_iommu_ctx *ctx, uint64_t *ptep, unsigned long dfn,
+                  unsigned int level)
+{
+    struct page_info *pg = page_list_remove_head(&ctx->spare);
+    uint64_t *tbl = __map_domain_page(pg);
+    uint64_t pte = *ptep & ~PTE_ADDR;
+    mfn_t mfn = pte_mfn(*ptep);
+    unsigned int i;
+
+    ctx->nr_spare--;
+    ctx->nr_tables++;
+    ctx->nr_splits++;
+
+    level--;
+    if ( level == 1 )
+        pte &= ~hw.super_mask;
+    for ( i = 0; i < PT_ENTRIES; i++ )
+        tbl[i] = mfn_to_maddr(mfn_add(mfn, i * span(level))) | pte;
+    iommu_sync_cache(tbl, PAGE_SIZE);
+    unmap_domain_page(tbl);
+
+    *meta(pg) = new_meta(dfn, level) | PT_ENTRIES;
+
+    write_pte(ptep, table_pte(pg, level));
+    iommu_sync_cache(ptep, sizeof(*ptep));
+}
+
+/*
+ * Replace a table by a superpage if it has nothing but contiguous ones.  As the
+ * hardware may have the table's address cached, it becomes stale as it is, and
+ * another page is set aside for the split.  Without one the table stays.  Before
+ * any of the frames is released there is a split, and thus a flush of all.
+ */
+static void fold(struct pv_iommu_ctx *ctx, struct page_info *pg)
+{
+    unsigned int level = META_LEVEL(*meta(pg)), up = level + 1, i = PT_ENTRIES;
+    unsigned long dfn = META_DFN(*meta(pg));
+    const uint64_t step = span(level) << PAGE_SHIFT;
+    struct page_info *parent, *spare;
+    uint64_t *tbl, pte;
+
+    if ( !(hw.page_sizes & PAGE_SIZE_1G) || level != 2 || pg == ctx->root ||
+         pt_used(pg) != PT_ENTRIES )
+        return;
+
+    tbl = __map_domain_page(pg);
+    pte = tbl[0];
+    if ( pte_is_leaf(pte, level) && (pte & hw.present) &&
+         !(mfn_x(pte_mfn(pte)) & (span(up) - 1)) )
+        /* The last one is the first that doesn't fit, if any. */
+        while ( i && tbl[i - 1] == pte + (i - 1) * step )
+            i--;
+    unmap_domain_page(tbl);
+
+    if ( i || !(spare = pool_get(ctx)) )
+        return;
+
+    page_list_add(spare, &ctx->spare);
+    ctx->nr_spare++;
+
+    if ( find_table(ctx, dfn, &up, false, &parent) || up != level + 1 )
+    {
+        ASSERT_UNREACHABLE();
+        return;
+    }
+
+    tbl = __map_domain_page(parent);
+    write_pte(&tbl[pt_index(dfn, up)], pte);
+    iommu_sync_cache(&tbl[pt_index(dfn, up)], sizeof(*tbl));
+    unmap_domain_page(tbl);
+
+    page_list_add(pg, &ctx->stale);
+    ctx->nr_stale++;
+    ctx->nr_tables--;
+}
+
 /*
  * Write entries for nr frames, with the lock held. Returns -EAGAIN if a flush of
  * everything may help, which is not to be used twice in a row (retry).
@@ -959,6 +1046,7 @@ static int install(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
                 iommu_sync_cache(&tbl[idx], sizeof(*tbl));
                 unmap_domain_page(tbl);
                 pt_get(ctx, pg, 1);
+                fold(ctx, pg);
                 i += PT_ENTRIES;
                 continue;
             }
@@ -1010,36 +1098,13 @@ static int install(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
     return rc;
 }
 
-/* Replace a superpage by a table. Cannot fail: there is a page for it. */
-static void split(struct pv_iommu_ctx *ctx, uint64_t *ptep, unsigned long dfn)
-{
-    struct page_info *pg = page_list_remove_head(&ctx->spare);
-    uint64_t *tbl = __map_domain_page(pg);
-    uint64_t pte = *ptep & ~(PTE_ADDR | hw.super_mask);
-    mfn_t mfn = pte_mfn(*ptep);
-    unsigned int i;
-
-    ctx->nr_spare--;
-    ctx->nr_tables++;
-    for ( i = 0; i < PT_ENTRIES; i++ )
-        tbl[i] = mfn_to_maddr(mfn_add(mfn, i)) | pte;
-    iommu_sync_cache(tbl, PAGE_SIZE);
-    unmap_domain_page(tbl);
-
-    *meta(pg) = (dfn >> PT_SHIFT << 14) | (1 << 11) | PT_ENTRIES;
-
-    write_pte(ptep, table_pte(pg, 1));
-    iommu_sync_cache(ptep, sizeof(*ptep));
-}
-
 /*
- * Make the entries of nr frames dead. Sets *splits when the flush must not be
- * limited to these frames, and *grants when it must not be deferred: the owner
- * of a frame may take it back as soon as the caller is done with it.
+ * Make the entries of nr frames dead. Sets *grants when the flush must not be
+ * deferred: the owner of a frame may take it back as soon as the caller is done
+ * with it.
  */
 static int kill_frames(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                       unsigned long nr, unsigned long *done, bool *splits,
-                       bool *grants)
+                       unsigned long nr, unsigned long *done, bool *grants)
 {
     const uint64_t present = hw.present, rsvd = hw.sw_rsvd, dead = hw.sw_dead;
     uint64_t seen = 0;
@@ -1100,11 +1165,12 @@ static int kill_frames(struct pv_iommu_ctx *ctx, unsigned long dfn,
             if ( !pte_is_leaf(pte, level) )
                 break;
 
-            if ( level > 1 &&
-                 (((dfn + i) & (span(level) - 1)) || nr - i < span(level)) )
+            /* Those of 1 GiB are released in portions, see reap(). */
+            if ( level > 2 ||
+                 (level == 2 &&
+                  (((dfn + i) & (span(2) - 1)) || nr - i < span(2))) )
             {
-                split(ctx, &tbl[idx + n], (dfn + i) & ~(span(level) - 1));
-                *splits = true;
+                split(ctx, &tbl[idx + n], dfn + i, level);
                 break;
             }
 
@@ -1232,7 +1298,7 @@ static int flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn,
 static int flush_ctx(struct pv_iommu_ctx *ctx)
 {
     PAGE_LIST_HEAD(stale);
-    unsigned int tail;
+    unsigned int tail, splits;
     int rc;
 
     spin_lock(&ctx->lock);
@@ -1240,6 +1306,7 @@ static int flush_ctx(struct pv_iommu_ctx *ctx)
     ctx->nr_stale = 0;
     tail = ctx->def_tail;
     ctx->def_sealed = tail;
+    splits = ctx->nr_splits;
     spin_unlock(&ctx->lock);
 
     rc = flush_range(ctx, 0, 0, IOMMU_FLUSHF_modified | IOMMU_FLUSHF_all);
@@ -1264,6 +1331,8 @@ static int flush_ctx(struct pv_iommu_ctx *ctx)
     spin_lock(&ctx->lock);
     if ( (int)(tail - ctx->def_flushed) > 0 )
         ctx->def_flushed = tail;
+    if ( (int)(splits - ctx->splits_flushed) > 0 )
+        ctx->splits_flushed = splits;
     spin_unlock(&ctx->lock);
 
     return 0;
@@ -1341,15 +1410,18 @@ static bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
 
 /* Flush and release a range that this call made dead. */
 static int finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                        unsigned long nr, bool all)
+                        unsigned long nr)
 {
     int rc;
 
     if ( !nr )
         return 0;
 
-    rc = flush_range(ctx, dfn, nr,
-                     IOMMU_FLUSHF_modified | (all ? IOMMU_FLUSHF_all : 0));
+    /* What is cached may be larger than the range. */
+    if ( ACCESS_ONCE(ctx->nr_splits) != ACCESS_ONCE(ctx->splits_flushed) )
+        rc = flush_ctx(ctx);
+    else
+        rc = flush_range(ctx, dfn, nr, IOMMU_FLUSHF_modified);
     if ( unlikely(rc) )
     {
         /* The frames stay until a flush succeeds. */
@@ -1468,6 +1540,12 @@ static bool zap_one(struct pv_iommu_ctx *ctx)
         for ( i = 0; i < PT_ENTRIES; i++ )
         {
             pte = tbl[i];
+            if ( pte && level > 2 && pte_is_leaf(pte, level) )
+            {
+                split(ctx, &tbl[i], META_DFN(*meta(pg)) + i * span(level),
+                      level);
+                pte = tbl[i];
+            }
             if ( pte && !pte_is_leaf(pte, level) )
                 break;
         }
@@ -2466,19 +2544,16 @@ static int map_some(struct pv_iommu_ctx *ctx, struct runs *r, uint64_t flags,
     return ret ?: rc;
 }
 
-/*
- * Map a run. Returns -ERESTART if there is more to do; *done then is a
- * multiple of the page size.
- */
+/* Map a run. Returns -ERESTART if there is more to do. */
 static int map_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                   unsigned long gfn, unsigned long nr, unsigned int order,
-                   uint64_t flags, unsigned long *done)
+                   unsigned long gfn, unsigned long nr, uint64_t flags,
+                   unsigned long *done)
 {
     int rc = 0;
 
     *done = 0;
 
-    while ( *done < nr )
+    while ( !rc && *done < nr )
     {
         struct runs r = {
             .dfn = dfn + *done,
@@ -2490,29 +2565,41 @@ static int map_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
 
         rc = map_some(ctx, &r, flags, &part);
         *done += part;
-        if ( rc && rc != -ERESTART )
-            break;
-
-        if ( !(*done & ((1UL << order) - 1)) &&
-             (rc || (*done < nr && (opt_drafts || hypercall_preempt_check()))) )
-            return -ERESTART;
-        rc = 0;
-    }
-
-    if ( rc )
-    {
-        /* Larger pages are mapped wholly or not at all. */
-        unsigned long part = *done & ((1UL << order) - 1), n;
-        bool splits = false, grants = false;
-
-        *done -= part;
-        if ( part &&
-             !kill_frames(ctx, dfn + *done, part, &n, &splits, &grants) &&
-             finish_unmap(ctx, dfn + *done, n, splits) )
-            return rc;
+        if ( !rc && *done < nr && (opt_drafts || hypercall_preempt_check()) )
+            rc = -ERESTART;
     }
 
     return rc;
+}
+
+/* How far a call has come within a page that is larger than 4 KiB. */
+struct within {
+    /* Frames of the page that are done. */
+    unsigned long done;
+    /* Not 0: they have to be unmapped again, because of this error. */
+    int error;
+};
+
+/* Larger pages are mapped wholly or not at all. May return -ERESTART. */
+static int undo_map(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                    struct within *at)
+{
+    while ( at->done )
+    {
+        unsigned long first = (at->done - 1) & ~(UNMAP_BATCH - 1UL), n;
+        bool grants = false;
+
+        /* Stops at what others have unmapped; the remainder is theirs, too. */
+        kill_frames(ctx, dfn + first, at->done - first, &n, &grants);
+        /* And what can't be flushed now stays out of reach for the caller. */
+        finish_unmap(ctx, dfn + first, n);
+
+        at->done = first;
+        if ( first && hypercall_preempt_check() )
+            return -ERESTART;
+    }
+
+    return at->error;
 }
 
 static uint64_t pte_flags(uint32_t map_flags)
@@ -2528,7 +2615,8 @@ static bool map_flags_ok(uint32_t flags)
                        IOMMU_MAP_cache | IOMMU_MAP_no_flush));
 }
 
-static int op_map(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
+static int op_map(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg,
+                  struct within *at)
 {
     struct pv_iommu_map_pages op;
     struct pv_iommu_ctx *ctx;
@@ -2554,7 +2642,7 @@ static int op_map(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
 
     order = pgsize_order(op.pgsize);
     if ( order < 0 || !map_flags_ok(op.map_flags) ||
-         ((op.dfn | op.gfn) & ((1UL << order) - 1)) )
+         ((op.dfn | op.gfn) & ((1UL << order) - 1)) || (at->done >> order) )
         return -EINVAL;
 
     ctx = ctx_get(pv, op.ctx_no, false);
@@ -2572,23 +2660,37 @@ static int op_map(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
     if ( rc )
         goto out;
 
-    rc = map_run(ctx, op.dfn, op.gfn, nr, order, pte_flags(op.map_flags),
-                 &done);
-
-    if ( done && hw.flush_added && !(op.map_flags & IOMMU_MAP_no_flush) )
+    if ( !at->error )
     {
-        int ret = flush_range(ctx, op.dfn, done, IOMMU_FLUSHF_added);
+        rc = map_run(ctx, op.dfn + at->done, op.gfn + at->done, nr - at->done,
+                     pte_flags(op.map_flags), &done);
 
-        if ( ret && (!rc || rc == -ERESTART) )
-            rc = ret;
-    }
+        if ( done && hw.flush_added && !(op.map_flags & IOMMU_MAP_no_flush) )
+        {
+            int ret = flush_range(ctx, op.dfn + at->done, done,
+                                  IOMMU_FLUSHF_added);
 
-    op.mapped += done >> order;
-    if ( rc == -ERESTART )
-    {
+            if ( ret && (!rc || rc == -ERESTART) )
+                rc = ret;
+        }
+
+        done += at->done;
+        at->done = done & ((1UL << order) - 1);
+        done -= at->done;
+        op.mapped += done >> order;
         op.dfn += done;
         op.gfn += done;
         op.nr_pages -= done >> order;
+
+        if ( rc != -ERESTART )
+            at->error = rc;
+    }
+
+    if ( at->error )
+        rc = undo_map(ctx, op.dfn, at);
+
+    if ( rc == -ERESTART )
+    {
         if ( __copy_to_guest(arg, &op, 1) )
             rc = -EFAULT;
     }
@@ -2609,18 +2711,20 @@ static int check_mapped(struct pv_iommu_ctx *ctx, unsigned long dfn,
     unsigned long i = 0;
     int rc = 0;
 
-    spin_lock(&ctx->lock);
-
     while ( i < nr && !rc )
     {
         unsigned int level = 1, idx;
         struct page_info *pg;
         uint64_t *tbl;
 
+        spin_lock(&ctx->lock);
         rc = ctx->dying ? -EINVAL
                         : find_table(ctx, dfn + i, &level, false, &pg);
         if ( rc )
+        {
+            spin_unlock(&ctx->lock);
             break;
+        }
         tbl = __map_domain_page(pg);
         for ( idx = pt_index(dfn + i, level);
               idx < PT_ENTRIES && i < nr; idx++ )
@@ -2634,22 +2738,21 @@ static int check_mapped(struct pv_iommu_ctx *ctx, unsigned long dfn,
             i += span(level) - ((dfn + i) & (span(level) - 1));
         }
         unmap_domain_page(tbl);
+        spin_unlock(&ctx->lock);
     }
-
-    spin_unlock(&ctx->lock);
 
     return rc;
 }
 
 /*
  * Make a run dead, up to UNMAP_BATCH frames. Returns -ERESTART if there is more
- * to do; *done is a multiple of the page size.
+ * to do.
  */
 static int unmap_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
                      unsigned long nr, unsigned int order, unsigned long *done,
-                     bool *splits, bool *grants)
+                     bool *grants)
 {
-    unsigned long page = 1UL << order, batch = max(page, UNMAP_BATCH + 0UL);
+    unsigned long page = 1UL << order;
     int rc = 0;
 
     *done = 0;
@@ -2658,22 +2761,20 @@ static int unmap_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
     {
         unsigned long cur = dfn + *done, n, part = 0;
 
-        if ( *done >= batch ||
+        if ( *done >= UNMAP_BATCH ||
              (*done && (opt_drafts || hypercall_preempt_check())) )
             return -ERESTART;
 
-        if ( order )
-        {
-            n = page;
-            rc = check_mapped(ctx, cur, n);
-        }
-        else
-            n = min(nr - *done, PT_ENTRIES - (cur & (PT_ENTRIES - 1)));
+        /* Larger pages are unmapped wholly or not at all. */
+        if ( order && !(cur & (page - 1)) )
+            rc = check_mapped(ctx, cur, page);
+
+        n = min(nr - *done, PT_ENTRIES - (cur & (PT_ENTRIES - 1)));
         if ( opt_drafts )
             n = 1;
 
         if ( !rc )
-            rc = kill_frames(ctx, cur, n, &part, splits, grants);
+            rc = kill_frames(ctx, cur, n, &part, grants);
         *done += part;
         if ( rc )
             break;
@@ -2682,7 +2783,8 @@ static int unmap_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
     return rc;
 }
 
-static int op_unmap(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
+static int op_unmap(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg,
+                    struct within *at)
 {
     struct pv_iommu_unmap_pages op;
     struct pv_iommu_ctx *ctx;
@@ -2702,7 +2804,7 @@ static int op_unmap(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
 
     order = pgsize_order(op.pgsize);
     if ( order < 0 || (op.unmap_flags & ~IOMMU_UNMAP_no_flush) ||
-         (op.dfn & ((1UL << order) - 1)) )
+         (op.dfn & ((1UL << order) - 1)) || (at->done >> order) )
         return -EINVAL;
 
     ctx = ctx_get(pv, op.ctx_no, false);
@@ -2719,19 +2821,23 @@ static int op_unmap(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
         goto out;
 
     do {
-        bool splits = false, grants = false;
+        unsigned long dfn = op.dfn + at->done;
+        bool grants = false;
 
         preempted = false;
-        rc = unmap_run(ctx, op.dfn, nr, order, &done, &splits, &grants);
+        rc = unmap_run(ctx, dfn, nr - at->done, order, &done, &grants);
 
         /*
          * A deferred range for which there is no room is flushed here; what
          * was deferred before it is left for the caller to flush.
          */
         if ( done && (!(op.unmap_flags & IOMMU_UNMAP_no_flush) || grants ||
-                      !defer(ctx, op.dfn, done)) )
-            ret = finish_unmap(ctx, op.dfn, done, splits);
+                      !defer(ctx, dfn, done)) )
+            ret = finish_unmap(ctx, dfn, done);
 
+        done += at->done;
+        at->done = done & ((1UL << order) - 1);
+        done -= at->done;
         op.unmapped += done >> order;
         op.dfn += done;
         nr -= done;
@@ -2837,17 +2943,17 @@ static int unmap_list(struct pv_iommu_ctx *ctx, struct runs *r, uint32_t flags,
     while ( !rc && !runs_end(r) )
     {
         unsigned long part;
-        bool splits = false, grants = false;
+        bool grants = false;
 
         rc = runs_fill(r) ?: runs_next(r);
         if ( rc <= 0 )
             continue;
 
-        rc = unmap_run(ctx, r->dfn, r->nr, 0, &part, &splits, &grants);
+        rc = unmap_run(ctx, r->dfn, r->nr, 0, &part, &grants);
         if ( part && (grants || !defer(ctx, r->dfn, part)) )
         {
             /* No room: this is where the one flush becomes two. */
-            int ret = finish_unmap(ctx, r->dfn, part, splits);
+            int ret = finish_unmap(ctx, r->dfn, part);
 
             if ( ret )
                 return ret;
@@ -2885,15 +2991,15 @@ static int unmap_range(struct pv_iommu_ctx *ctx, unsigned long dfn,
 
     do {
         unsigned long part;
-        bool splits = false, grants = false;
+        bool grants = false;
 
-        rc = unmap_run(ctx, dfn, nr, 0, &part, &splits, &grants);
+        rc = unmap_run(ctx, dfn, nr, 0, &part, &grants);
 
         /* See op_unmap(). */
         if ( part && (!(flags & IOMMU_UNMAP_no_flush) || grants ||
                       !defer(ctx, dfn, part)) )
         {
-            int ret = finish_unmap(ctx, dfn, part, splits);
+            int ret = finish_unmap(ctx, dfn, part);
 
             /* Devices may still reach these. */
             if ( ret )
@@ -2983,6 +3089,7 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
     XEN_GUEST_HANDLE_PARAM(void) arg = guest_handle_from_ptr((void *)a1, void);
     struct domain *d = current->domain;
     unsigned int cmd = subop & ~OP_CONTINUED;
+    struct within at = {};
     struct pv_iommu *pv;
     int rc;
 
@@ -3035,9 +3142,27 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
         return -EOPNOTSUPP;
     }
 
-    if ( (subop & OP_CONTINUED) && cmd != IOMMU_init &&
-         cmd != IOMMU_map_runs && cmd != IOMMU_unmap_runs )
-        return -EOPNOTSUPP;
+    if ( subop & OP_CONTINUED )
+    {
+        switch ( cmd )
+        {
+        case IOMMU_init:
+        case IOMMU_map_runs:
+        case IOMMU_unmap_runs:
+            break;
+
+        case IOMMU_map_pages:
+        case IOMMU_unmap_pages:
+            at.done = a2;
+            at.error = a3;
+            if ( at.error <= 0 && at.error != -ERESTART )
+                break;
+            return -EINVAL;
+
+        default:
+            return -EOPNOTSUPP;
+        }
+    }
 
     switch ( cmd )
     {
@@ -3070,11 +3195,11 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
         break;
 
     case IOMMU_map_pages:
-        rc = op_map(pv, arg);
+        rc = op_map(pv, arg, &at);
         break;
 
     case IOMMU_unmap_pages:
-        rc = op_unmap(pv, arg);
+        rc = op_unmap(pv, arg, &at);
         break;
 
     case IOMMU_flush_pages:
@@ -3092,6 +3217,11 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
         return -EOPNOTSUPP;
     }
 
+    if ( rc == -ERESTART &&
+         (cmd == IOMMU_map_pages || cmd == IOMMU_unmap_pages) )
+        return hypercall_create_continuation(__HYPERVISOR_iommu_op, "illl",
+                                             cmd | OP_CONTINUED, a1, at.done,
+                                             (long)at.error);
     if ( rc == -ERESTART )
         return hypercall_create_continuation(__HYPERVISOR_iommu_op, "il",
                                              subop, a1);

@@ -209,7 +209,8 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_map_pages_t);
  * IOMMU_unmap_pages: unmaps nr_pages pages from dfn on.
  *
  * Stops at the first page that is not mapped (-ENOENT) or cannot be unmapped;
- * the remainder is as it was. "unmapped" behaves like "mapped" above.
+ * the remainder is as it was. "unmapped" behaves like "mapped" above. Pages need
+ * not be unmapped in the size that they were mapped in; it takes no memory.
  */
 
 /*

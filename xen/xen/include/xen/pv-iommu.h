@@ -82,6 +82,8 @@ struct pv_iommu_ctx {
     struct page_list_head spare;
     unsigned int nr_empty, nr_stale, nr_spare;
     unsigned long nr_tables, nr_frames;
+    /* Superpages that were split, in all and before the last flush of all. */
+    unsigned int nr_splits, splits_flushed;
 
     /*
      * Ranges that were unmapped but not flushed. Indices are free running:
