@@ -15,6 +15,9 @@ DISK_BYTES = 64 << 20
 IGB = "-device igb,romfile="
 BIG_MEMORY = "3072"
 BIG_XEN_ARGS = "dom0_mem=2048M"
+# For pages of 1 GiB.
+HUGE_MEMORY = "7168"
+HUGE_XEN_ARGS = "dom0_mem=5120M"
 
 IOMMU = {
     "vtd": ["-device", "intel-iommu,intremap=on,aw-bits=48,snoop-control=on"],

@@ -2,6 +2,7 @@
 """What Xen can be told on its command line: to block DMA, to behave like the drafts, to do without a feature."""
 import os
 
+import machines
 from tests.boots import works
 
 # Bits of the hypercall's capabilities.
@@ -30,6 +31,12 @@ def no_intremap(dom0, iommu):
                       "LAB_CAPS_CLEAR": ISOLATED_MSI})
 
 
+def gigabyte(iommu):
+    """Pages of 1 GiB, of which dom0 then must have one in its memory."""
+    return works("pvh", iommu, "-gigabyte", qemu_args=f"-m {machines.HUGE_MEMORY}", xen_args=machines.HUGE_XEN_ARGS,
+                 env={"LAB_TESTS": "'hypercall-1g edu-1g disk-read'"})
+
+
 def drafts(dom0, iommu, name="", **kw):
     return works(dom0, iommu, f"-drafts{name}", xen="drafts", xen_args="pv-iommu=drafts",
                  env={"LAB_TESTS": f"'capabilities {STANDARD}'", "LAB_CAPS_SET": DEFAULT_IDENTITY,
@@ -41,6 +48,7 @@ CASES = {
     "no-dma-pv-vtd": no_dma("pv", "vtd"),
     "no-dma-unattached-pvh-vtd": no_dma_unattached("pvh", "vtd"),
     "no-intremap-pvh-vtd": no_intremap("pvh", "vtd"),
+    "gigabyte-pvh-vtd": gigabyte("vtd"),
     "drafts-pvh-vtd": drafts("pvh", "vtd"),
     "drafts-pv-vtd": drafts("pv", "vtd"),
 }
@@ -50,6 +58,9 @@ EXTRA = {
     "no-dma-pv-amd": no_dma("pv", "amd"),
     "no-dma-unattached-pv-amd": no_dma_unattached("pv", "amd"),
     "no-intremap-pv-amd": no_intremap("pv", "amd"),
+    "gigabyte-pvh-amd": gigabyte("amd"),
+    "drafts-pvh-amd": drafts("pvh", "amd"),
+    "drafts-pv-amd": drafts("pv", "amd"),
     "drafts-pv-vtd-translated": drafts("pv", "vtd", "-translated", expect="translated",
                                        dom0_args="iommu.passthrough=0"),
     # As stress-pvh-vtd, on the other IOMMU and without translation by default.
@@ -58,4 +69,5 @@ EXTRA = {
 
 # What runs by default on VT-d does so on the other IOMMU if the user asks for that.
 if os.environ.get("IOMMU") == "amd":
-    CASES.update({name: EXTRA.pop(name) for name in list(EXTRA) if name.startswith("no-") and name.endswith("-amd")})
+    CASES.update({name: EXTRA.pop(name) for name in list(EXTRA)
+                  if name.startswith(("no-", "gigabyte-", "drafts-")) and name.endswith("-amd")})

@@ -895,6 +895,74 @@ static int iommu_run_2m_unaligned(struct edu_test *t)
 	return run_of(t, run, t->iova + SZ_2M + 3 * PAGE_SIZE, SZ_2M);
 }
 
+/*
+ * Map 1 GiB of memory that has pages of ours, and return these. The balloon may
+ * have taken memory away elsewhere.
+ */
+static struct page *map_gigabyte(struct edu_test *t, unsigned long iova)
+{
+	phys_addr_t base, last = PHYS_ADDR_MAX;
+	struct page *page, *next, *found = NULL;
+	LIST_HEAD(blocks);
+
+	while (!found && t->nr_pages < NR_PAGES) {
+		page = alloc_pages(GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN, MAX_PAGE_ORDER);
+		if (!page)
+			break;
+		list_add(&page->lru, &blocks);
+		base = round_down(page_to_phys(page), SZ_1G);
+		if (base == last ||
+		    region_intersects(base, SZ_1G, IORESOURCE_SYSTEM_RAM, IORES_DESC_NONE) !=
+		    REGION_INTERSECTS)
+			continue;
+		last = base;
+		if (!test_map(t, iova, phys_to_page(base), SZ_1G, RW))
+			found = page;
+	}
+	list_for_each_entry_safe(page, next, &blocks, lru) {
+		list_del(&page->lru);
+		if (page != found)
+			__free_pages(page, MAX_PAGE_ORDER);
+	}
+	if (found) {
+		t->pages[t->nr_pages].page = found;
+		t->pages[t->nr_pages++].order = MAX_PAGE_ORDER;
+	}
+	return found;
+}
+
+static int iommu_run_1g(struct edu_test *t)
+{
+	/* Beyond what other cases use. */
+	const unsigned long iova = 1UL << 36;
+	struct page *pages;
+	unsigned long at;
+
+	if (!(t->domain->pgsize_bitmap & SZ_1G))
+		skip(t, "no pages of 1 GiB");
+	if (xen_pv_domain())
+		skip(t, "memory is not contiguous, and some is read-only");
+	if (!device_reaches(iova + SZ_1G - 1))
+		skip(t, "beyond the device's dma_mask");
+	pages = map_gigabyte(t, iova);
+	if (!pages)
+		skip(t, "no 1 GiB of memory");
+
+	at = iova + page_to_phys(pages) % SZ_1G;
+	expect(t, iommu_iova_to_phys(t->domain, at) == page_to_phys(pages), "phys");
+	must(t, arrives(t, at, pages, 0));
+	must(t, arrives(t, at + PAGE_SIZE, pages + 1, 0));
+	/* A part of it goes, the remainder stays. */
+	expect(t, iommu_unmap(t->domain, at, PAGE_SIZE) == PAGE_SIZE, "unmap");
+	must(t, write_blocked(t, at, pages));
+	must(t, arrives(t, at + PAGE_SIZE, pages + 1, 0));
+	expect(t, iommu_unmap(t->domain, iova, at - iova) == at - iova, "unmap");
+	must(t, arrives(t, at + PAGE_SIZE, pages + 1, 0));
+	at += PAGE_SIZE;
+	expect(t, iommu_unmap(t->domain, at, iova + SZ_1G - at) == iova + SZ_1G - at, "unmap");
+	return write_blocked(t, at, pages + 1);
+}
+
 static int iommu_sg(struct edu_test *t)
 {
 	struct scatterlist sgl[8];
@@ -1065,6 +1133,7 @@ static const struct edu_case iommu_cases[] = {
 	{ "run_64k", iommu_run_64k },
 	{ "run_2m", iommu_run_2m },
 	{ "run_2m_unaligned", iommu_run_2m_unaligned },
+	{ "run_1g", iommu_run_1g },
 	{ "map_sg", iommu_sg },
 	{ "two_domains_are_apart", iommu_two_domains },
 	{ "detached_is_blocked", iommu_detached },
