@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0
 """What Xen can be told on its command line: to block DMA, to behave like the drafts, to do without a feature."""
 import os
+import re
 
 import machines
-from tests.boots import works
+from tests.boots import booted, fits, works
+from util import REPO, Fail
 
 # Bits of the hypercall's capabilities.
 DEFAULT_IDENTITY, IDENTITY, ISOLATED_MSI = 1 << 0, 1 << 4, 1 << 16
@@ -37,6 +39,26 @@ def gigabyte(iommu):
                  env={"LAB_TESTS": "'hypercall-1g edu-1g disk-read'"})
 
 
+def caching_mode(dom0):
+    """Hardware that may cache that there is no entry has to be told of new ones, too; QEMU can say what it was told."""
+    def case(lab):
+        fits(dom0, "vtd")
+        result = booted(lab, f"caching-mode-{dom0}-vtd", dom0=dom0, iommu="vtd",
+                        qemu_args="-global intel-iommu.caching-mode=on "
+                                  "-trace vtd_inv_desc_iotlb_pages -trace vtd_inv_desc_iotlb_domain",
+                        env={"LAB_TESTS": f"'{STANDARD} hypercall-flush'"})
+        log = result.logs / "qemu.log"
+        # A map, a list, and a range, but nothing for the map that asked for no flush.
+        seen = re.findall(r"invalidate (?:domain (\S+) addr (0xabcd\d00000) |whole domain (\S+))", log.read_text())
+        mine = [one for one, addr, _ in seen if addr]
+        seen = [addr or "all" for one, addr, other in seen if mine and (one or other) == mine[0]]
+        while seen and seen[0] == "all":
+            seen.pop(0)
+        if [addr for addr in seen if addr != "all"] != ["0xabcd100000", "0xabcd200000"] or seen[1] != "all":
+            raise Fail(f"flushes after maps: {seen}; log: {log.relative_to(REPO)}")
+    return case
+
+
 def drafts(dom0, iommu, name="", **kw):
     return works(dom0, iommu, f"-drafts{name}", xen="drafts", xen_args="pv-iommu=drafts",
                  env={"LAB_TESTS": f"'capabilities {STANDARD}'", "LAB_CAPS_SET": DEFAULT_IDENTITY,
@@ -49,6 +71,7 @@ CASES = {
     "no-dma-unattached-pvh-vtd": no_dma_unattached("pvh", "vtd"),
     "no-intremap-pvh-vtd": no_intremap("pvh", "vtd"),
     "gigabyte-pvh-vtd": gigabyte("vtd"),
+    "caching-mode-pvh-vtd": caching_mode("pvh"),
     "drafts-pvh-vtd": drafts("pvh", "vtd"),
     "drafts-pv-vtd": drafts("pv", "vtd"),
 }
@@ -58,6 +81,7 @@ EXTRA = {
     "no-dma-pv-amd": no_dma("pv", "amd"),
     "no-dma-unattached-pv-amd": no_dma_unattached("pv", "amd"),
     "no-intremap-pv-amd": no_intremap("pv", "amd"),
+    "caching-mode-pv-vtd": caching_mode("pv"),
     "gigabyte-pvh-amd": gigabyte("amd"),
     "drafts-pvh-amd": drafts("pvh", "amd"),
     "drafts-pv-amd": drafts("pv", "amd"),

@@ -6,6 +6,7 @@
  * usage: hypercall [-s seed] [-n fuzz calls per thread] [-t threads] [-c cycles]
  *        hypercall -q          print the capabilities
  *        hypercall -g          only a page of 1 GiB, for which dom0 must have the memory
+ *        hypercall -f          only map, for who looks at what the IOMMU is told
  *
  * The frames that are mapped do not belong to Linux: they are allocated from Xen
  * and given back at the end, so that a lost page reference shows in the count
@@ -630,6 +631,32 @@ out:
 	if (other > 0)
 		want_eq(free_ctx(other, 0), 0);
 	report("gigabyte");
+}
+
+/*
+ * Maps at addresses that nothing else has, with edu in the context, and unmaps
+ * nothing: flushes of these addresses, and one of all in between, for the list,
+ * are due to the maps. The first is mapped without one.
+ */
+static void test_flush_added(void)
+{
+	const uint64_t dfn = 0xabcd000;
+	struct run run = { frame[0], dfn + 0x300, 1 };
+	int ctx = new_ctx(0);
+	unsigned int done;
+
+	want(ctx > 0, "%d", ctx);
+	want(have_edu, "no edu");
+	if (ctx > 0 && have_edu) {
+		want_eq(move_edu(ctx), 0);
+		want_eq(map(ctx, dfn, frame[0], 1, RD | NO_FLUSH, SZ_4K, &done), 0);
+		want_eq(map(ctx, dfn + 0x100, frame[0], 1, RD, SZ_4K, &done), 0);
+		want_eq(iommu_regs(MAP_RUNS, ctx, RD, (unsigned long)&run, 1, 0), 1);
+		want_eq(iommu_regs(MAP_RANGE, ctx, RD, dfn + 0x200, 1, frame[0]), 1);
+	}
+	if (ctx > 0)
+		want_eq(free_ctx(ctx, REATTACH_DEFAULT), 0);
+	report("flush_added");
 }
 
 static void test_deferred(void)
@@ -1386,11 +1413,11 @@ int main(int argc, char **argv)
 	unsigned int threads = 2, cycles = 10000;
 	long pages, free_before;
 	char type[16] = "";
-	bool query = false, only_gigabyte = false;
+	bool query = false, only_gigabyte = false, only_flush = false;
 	FILE *file;
 	int opt;
 
-	while ((opt = getopt(argc, argv, "s:n:t:c:qg")) != -1) {
+	while ((opt = getopt(argc, argv, "s:n:t:c:qgf")) != -1) {
 		switch (opt) {
 		case 's': seed = strtoull(optarg, NULL, 0); break;
 		case 'n': fuzz_calls = strtoul(optarg, NULL, 0); break;
@@ -1398,6 +1425,7 @@ int main(int argc, char **argv)
 		case 'c': cycles = strtoul(optarg, NULL, 0); break;
 		case 'q': query = true; break;
 		case 'g': only_gigabyte = true; break;
+		case 'f': only_flush = true; break;
 		default: return 2;
 		}
 	}
@@ -1430,12 +1458,18 @@ int main(int argc, char **argv)
 		return failed ? 1 : 0;
 	}
 
-	printf("1..17\n");
+	printf("1..%d\n", only_flush ? 1 : 17);
 	find_edu();
 	pages = current_pages();
 	if (get_frames() || get_lists()) {
 		printf("Bail out! no memory\n");
 		return 1;
+	}
+
+	if (only_flush) {
+		test_flush_added();
+		want_eq(put_frames(), NR_FRAMES);
+		return failed ? 1 : 0;
 	}
 
 	test_basics();
