@@ -864,6 +864,12 @@ static void random_call(void)
             run[i] = (pv_iommu_run_t){ rnd(2048), a_dfn(), rnd(20) };
             run[i].nr_frames = min(run[i].nr_frames, NR_DFN - run[i].dfn);
         }
+        for ( i = done = 0; i < nr; i++ )
+            done += run[i].nr_frames;
+        assert(call_regs(map ? IOMMU_map_runs : IOMMU_unmap_runs,
+                         c | (unsigned long)flags << 32, (unsigned long)run, nr,
+                         done + 1 + rnd(2)) == -EINVAL);
+        done = 0;
         ret = call_runs(map, c, flags, run, nr, list, &got);
         if ( !model[c].used || model[c].identity )
         {

@@ -3068,9 +3068,13 @@ static long op_runs(struct pv_iommu *pv, unsigned int subop, unsigned long a1,
         rc = -EINVAL;
 
     if ( rc == -ERESTART && list )
+    {
+        /* From now on an error has something done before it. */
+        if ( done != a4 )
+            subop |= OP_CONTINUED;
         return hypercall_create_continuation(__HYPERVISOR_iommu_op, "illll",
-                                             subop | OP_CONTINUED, a1, a2, a3,
-                                             done);
+                                             subop, a1, a2, a3, done);
+    }
     if ( rc == -ERESTART && !done )
         return hypercall_create_continuation(__HYPERVISOR_iommu_op, "illll",
                                              subop, a1, a2, a3, a4);
