@@ -1282,7 +1282,15 @@ static void reap(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
 static int flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn,
                        unsigned long nr, unsigned int flags)
 {
-    int rc = iommu_call(&iommu_ops, pv_flush, ctx, _dfn(dfn), nr, flags);
+    int rc;
+
+    /*
+     * An IOMMU that isn't flushed as no device behind it is in the context must
+     * see the new entries when there is one.
+     */
+    smp_mb();
+
+    rc = iommu_call(&iommu_ops, pv_flush, ctx, _dfn(dfn), nr, flags);
 
     if ( ctx->pv )
         atomic_inc(&ctx->pv->nr_flushes);

@@ -66,7 +66,7 @@ struct pv_iommu_ctx {
     unsigned int users;
     /* Devices in this context, protected by pcidevs_lock. */
     unsigned int nr_devs;
-    /* IOMMUs that devices of this context are, or were, behind (VT-d). */
+    /* IOMMUs that devices of this context are, or were, behind. */
     unsigned long *iommu_bitmap;
 
     /* Protects all below, and the tables. */
