@@ -2195,7 +2195,7 @@ static int op_reattach(struct domain *d, struct pv_iommu *pv,
     if ( copy_from_guest(&op, arg, 1) )
         return -EFAULT;
 
-    if ( op.pasid )
+    if ( op.pasid && !opt_drafts )
         return -EOPNOTSUPP;
 
     pcidevs_lock();
@@ -3208,6 +3208,9 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
 
     case IOMMU_map_pages:
         rc = op_map(pv, arg, &at);
+        /* There only the first page is looked at with regard to these. */
+        if ( opt_drafts && rc == -EADDRNOTAVAIL && (subop & OP_CONTINUED) )
+            rc = -EADDRINUSE;
         break;
 
     case IOMMU_unmap_pages:
