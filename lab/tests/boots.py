@@ -33,22 +33,34 @@ def stands_back(name, expect="none", **kw):
     return name, lambda lab: booted(lab, name, expect=expect, **kw)
 
 
+def fuzz(dom0, iommu):
+    """
+    The hypercall without the driver: all of it, and random calls, on a Xen with its assertions. The devices must work
+    afterwards. A PV dom0 has two CPUs, and calls from both at once.
+    """
+    return works(dom0, iommu, "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
+                 env={"LAB_TESTS": "'hypercall disk-read disk-write edu-dma'", "LAB_IOMMU": "none"})
+
+
+def stress(dom0, iommu):
+    """A device must be stopped in time, nothing may be left behind."""
+    return works(dom0, iommu, "-stress", env={"LAB_TESTS": "'hammer cycles'"})
+
+
+def translated(iommu):
+    return works("pv", iommu, "-translated", expect="translated", dom0_args="iommu.passthrough=0")
+
+
 CASES = {
     "boot-pvh-vtd": works("pvh", "vtd"),
     "boot-pv-vtd": works("pv", "vtd"),
-    "boot-pv-vtd-translated": works("pv", "vtd", "-translated", expect="translated", dom0_args="iommu.passthrough=0"),
+    "boot-pv-vtd-translated": translated("vtd"),
     "boot-pvh-amd": works("pvh", "amd"),
     "boot-pv-amd": works("pv", "amd"),
     "boot-pvh-vtd-debug-xen": works("pvh", "vtd", "-debug-xen", xen="debug"),
-    # The hypercall without the driver: all of it, and random calls, on a Xen with its assertions. The devices
-    # must work afterwards.
-    "fuzz-pvh-vtd": works("pvh", "vtd", "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
-                          env={"LAB_TESTS": "'hypercall disk-read disk-write edu-dma'", "LAB_IOMMU": "none"}),
-    # Two CPUs, and calls from both at once.
-    "fuzz-pv-vtd": works("pv", "vtd", "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
-                         env={"LAB_TESTS": "'hypercall disk-read disk-write edu-dma'", "LAB_IOMMU": "none"}),
-    "fuzz-pv-amd": works("pv", "amd", "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
-                         env={"LAB_TESTS": "'hypercall disk-read disk-write edu-dma'", "LAB_IOMMU": "none"}),
+    "fuzz-pvh-vtd": fuzz("pvh", "vtd"),
+    "fuzz-pv-vtd": fuzz("pv", "vtd"),
+    "fuzz-pv-amd": fuzz("pv", "amd"),
     **dict((
         stands_back("stand-back-stock-xen-pvh", xen="stock", dom0="pvh", iommu="vtd"),
         stands_back("stand-back-stock-xen-pv", xen="stock", dom0="pv", iommu="vtd"),
@@ -60,8 +72,17 @@ CASES = {
     )),
 }
 
-# Long ones: only by name.
+# Long ones, and what differs little from the above: only by name.
 EXTRA = {
-    # A device must be stopped in time, nothing may be left behind.
-    "stress-pvh-vtd": works("pvh", "vtd", "-stress", env={"LAB_TESTS": "'hammer cycles'"}),
+    "stress-pvh-vtd": stress("pvh", "vtd"),
+    "stress-pvh-amd": stress("pvh", "amd"),
+    # Without translation by default.
+    "stress-pv-amd": stress("pv", "amd"),
+    "boot-pv-amd-translated": translated("amd"),
+    "boot-pvh-amd-debug-xen": works("pvh", "amd", "-debug-xen", xen="debug"),
+    "fuzz-pvh-amd": fuzz("pvh", "amd"),
 }
+
+# What runs by default on VT-d does so on the other IOMMU if the user asks for that.
+if os.environ.get("IOMMU") == "amd":
+    CASES.update({name: EXTRA.pop(name) for name in list(EXTRA) if "-amd" in name and not name.startswith("stress-")})

@@ -87,8 +87,6 @@ EXTRA = {
     "drafts-pv-amd": drafts("pv", "amd"),
     "drafts-pv-vtd-translated": drafts("pv", "vtd", "-translated", expect="translated",
                                        dom0_args="iommu.passthrough=0"),
-    # As stress-pvh-vtd, on the other IOMMU and without translation by default.
-    "stress-pv-amd": works("pv", "amd", "-stress", env={"LAB_TESTS": "'hammer cycles'"}),
 }
 
 # What runs by default on VT-d does so on the other IOMMU if the user asks for that.
