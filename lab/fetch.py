@@ -226,6 +226,7 @@ def qemu(oldest):
         debs = sorted(partial.rename(CACHE / "qemu").glob("*.deb"))
     partial = folder.with_name("qemu.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     for deb in debs:
         run(f"unpacking {deb.name}", ["dpkg-deb", "-x", deb, partial], LOG, append=True)
     # It looks for its own data at fixed places: tell it where they are now.
