@@ -18,6 +18,10 @@ BIG_XEN_ARGS = "dom0_mem=2048M"
 # For pages of 1 GiB.
 HUGE_MEMORY = "7168"
 HUGE_XEN_ARGS = "dom0_mem=5120M"
+# A PVH dom0 with the EPYC model (AMD-Vi) has pages of 1 GiB; room for one, from 4 GiB on.
+IGB_HUGE_MEMORY = "4096"
+IGB_HUGE_XEN_ARGS = "dom0_mem=3584M"
+IGB_HUGE_LINUX_ARGS = "hugepagesz=1G hugepages=1"
 
 IOMMU = {
     "vtd": ["-device", "intel-iommu,intremap=on,aw-bits=48,snoop-control=on"],
