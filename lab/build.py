@@ -86,7 +86,7 @@ def source(kind, fetched, user_tree, parts, mark, lab_patches=()):
             whole, patches = {}, []
         managed = set(whole).union(*map(overlay.targets, [*patches, *lab_patches]))
         base, tree = copy_of(user_tree, f"{kind}-user", managed)
-        lab_patches = [patch for patch in lab_patches if applies(base, patch)]
+    lab_patches = [patch for patch in lab_patches if applies(base or overlay.pristine(tree, patch), patch)]
     overlay.apply(tree, base, whole, [*patches, *lab_patches])
     return tree
 
@@ -102,7 +102,7 @@ def applies(base, patch):
 
 def linux_source(version, user_tree=None):
     return source("linux", lambda: fetch.linux(version), user_tree, overlay.linux_parts(version),
-                  "drivers/iommu/xen-iommu.c")
+                  "drivers/iommu/xen-iommu.c", sorted((LAB / "patches/linux").glob("*.patch")))
 
 
 def xen_source(user_tree=None, stock=False):

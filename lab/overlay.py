@@ -70,6 +70,11 @@ def touched(tree):
     return set(json.loads(record.read_text())) if record.exists() else set()
 
 
+def pristine(tree, patch):
+    """Where a fetched tree has the pristine files that a patch changes, all of them."""
+    return tree.with_name(tree.name + ".orig") if targets(patch) <= touched(tree) else tree
+
+
 def apply(tree, base, whole, patches):
     """Make `tree` equal to its pristine state plus our parts.
 
