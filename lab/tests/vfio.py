@@ -74,14 +74,20 @@ def sriov(dom0, iommu):
     return case
 
 
+def with_faults(lab):
+    """The lab with a kernel that has iommufd's mock devices and fault injection."""
+    other = copy.copy(lab)
+    vars(other).pop("initrd", None)
+    with build.lock():
+        other.kernel = build.Kernel(lab.linux_source, "iommufd", ("dom0.config", "iommufd-test.config")).build()
+    return other
+
+
 def iommufd(xen, dom0, iommu):
-    """The kernel's own iommufd selftests, in a kernel with their mock devices and fault injection."""
+    """The kernel's own iommufd selftests."""
     def case(lab):
         fits(dom0, iommu)
-        other = copy.copy(lab)
-        vars(other).pop("initrd", None)
-        with build.lock():
-            other.kernel = build.Kernel(lab.linux_source, "iommufd", ("dom0.config", "iommufd-test.config")).build()
+        other = with_faults(lab)
         booted(other, f"iommufd-selftests-{dom0 if xen else 'bare'}", xen=xen, dom0=dom0, iommu=iommu, timeout=2400,
                expect=None if xen else "translated", initrd_extra=str(selftests_root(other)),
                env={"LAB_TESTS": "iommufd-selftests"})
@@ -125,7 +131,7 @@ EXTRA = {
     **{f"vfio-driver-{dom0}-{iommu}": selftests(dom0, iommu, "vfio_pci_driver_test", timeout=2400)
        for dom0, iommu in MACHINES},
     **{f"vfio-msi-{dom0}-amd": msi(dom0, "amd") for dom0 in ("pvh", "pv")},
-    "iommufd-selftests-pvh": iommufd("ours", "pvh", "vtd"),
+    **{f"iommufd-selftests-{dom0}": iommufd("ours", dom0, "vtd") for dom0 in ("pvh", "pv")},
     "iommufd-selftests-bare": iommufd(None, "pvh", "vtd"),
     "vfio-sriov-pv-amd": sriov("pv", "amd"),
 }
