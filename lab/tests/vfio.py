@@ -94,6 +94,15 @@ def iommufd(xen, dom0, iommu):
     return case
 
 
+def fail(dom0, iommu):
+    """Each allocation of mapping, unmapping and attaching fails in turn."""
+    def case(lab):
+        fits(dom0, iommu)
+        booted(with_faults(lab), f"vfio-fail-{dom0}", dom0=dom0, iommu=iommu, timeout=1200,
+               env={"LAB_TESTS": "vfio-fail"})
+    return case
+
+
 def msi(dom0, iommu):
     """Real DMA and interrupts through iommufd, without the long case."""
     return selftests(dom0, iommu, "vfio_pci_driver_test", "-T memcpy_storm -v iommufd")
@@ -133,5 +142,6 @@ EXTRA = {
     **{f"vfio-msi-{dom0}-amd": msi(dom0, "amd") for dom0 in ("pvh", "pv")},
     **{f"iommufd-selftests-{dom0}": iommufd("ours", dom0, "vtd") for dom0 in ("pvh", "pv")},
     "iommufd-selftests-bare": iommufd(None, "pvh", "vtd"),
+    **{f"vfio-fail-{dom0}": fail(dom0, "vtd") for dom0 in ("pvh", "pv")},
     "vfio-sriov-pv-amd": sriov("pv", "amd"),
 }

@@ -20,16 +20,6 @@
 
 #include "vfio.h"
 
-#define expect(cond, ...)						\
-	do {								\
-		if (!(cond)) {						\
-			printf("    # line %d: ", __LINE__);		\
-			printf(__VA_ARGS__);				\
-			printf("\n");					\
-			return 1;					\
-		}							\
-	} while (0)
-
 static const char *device;
 
 static void *pages(size_t size)
@@ -38,21 +28,6 @@ static void *pages(size_t size)
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
 
 	return mem == MAP_FAILED ? NULL : mem;
-}
-
-static int open_device(struct vfio *vfio, bool legacy)
-{
-	*vfio = (struct vfio) { .legacy = legacy, .device = -1, .container = -1, .group = -1,
-				.iommufd = -1 };
-	return legacy ? open_container(vfio, device) : open_iommufd(vfio, device);
-}
-
-static void close_device(struct vfio *vfio)
-{
-	close(vfio->device);
-	close(vfio->iommufd);
-	close(vfio->group);
-	close(vfio->container);
 }
 
 /* Without it, root may lock as much as it likes. */
@@ -76,7 +51,7 @@ static int lock_too_much(bool legacy)
 	int err;
 
 	expect(mem, "no memory");
-	expect(!open_device(&vfio, legacy), "opening the device");
+	expect(!open_device(&vfio, legacy, device), "opening the device");
 	expect(!drop_ipc_lock(), "CAP_IPC_LOCK");
 	expect(!setrlimit(RLIMIT_MEMLOCK, &rlimit), "RLIMIT_MEMLOCK");
 	err = map(&vfio, 1UL << 30, mem, more, MAP_RW);
@@ -160,7 +135,7 @@ static int contexts_run_out(void)
 	int err;
 
 	expect(mem, "no memory");
-	expect(!open_device(&vfio, false), "opening the device");
+	expect(!open_device(&vfio, false, device), "opening the device");
 	count = take_contexts(&vfio, ids, &err);
 	printf("    # %u contexts, then: %s\n", count, strerror(err));
 	expect(count && count < MANY, "no limit reached");
@@ -207,7 +182,7 @@ static int pool_runs_out(bool legacy)
 	int err;
 
 	expect(mem, "no memory");
-	expect(!open_device(&vfio, legacy), "opening the device");
+	expect(!open_device(&vfio, legacy, device), "opening the device");
 	count = take_tables(&vfio, mem, &err);
 	printf("    # %u pages 1 GiB apart, then: %s\n", count, strerror(-err));
 	expect(count && count < MANY, "no limit reached");

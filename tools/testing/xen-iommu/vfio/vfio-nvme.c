@@ -368,14 +368,6 @@ static int transfer(struct nvme *nvme, unsigned int queue, int opcode, __u64 off
  * The cases
  */
 
-#define expect(cond, fmt, ...)								\
-do {											\
-	if (!(cond)) {									\
-		printf("    # line %d, %s: " fmt "\n", __LINE__, #cond, ##__VA_ARGS__);	\
-		return 1;								\
-	}										\
-} while (0)
-
 #define CANARY 0xc5
 #define SECRET 0x3c
 

@@ -11,6 +11,7 @@
 #include <linux/vfio.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -18,6 +19,15 @@
 #define PAGE 4096UL
 /* The exit status when the kernel refuses a device for want of interrupt isolation. */
 #define EXIT_UNSAFE 3
+
+/* In a case, which returns 0 if all is well. */
+#define expect(cond, fmt, ...)								\
+do {											\
+	if (!(cond)) {									\
+		printf("    # line %d, %s: " fmt "\n", __LINE__, #cond, ##__VA_ARGS__);	\
+		return 1;								\
+	}										\
+} while (0)
 
 struct vfio {
 	bool legacy;
@@ -37,7 +47,8 @@ static inline int fail(const char *what)
 	return -err;
 }
 
-static inline int open_container(struct vfio *vfio, const char *bdf)
+/* A container with the device's group, and no IOMMU yet. */
+static inline int open_group(struct vfio *vfio, const char *bdf)
 {
 	struct vfio_group_status status = { .argsz = sizeof(status) };
 	char path[PATH_MAX], link[PATH_MAX] = "";
@@ -57,6 +68,15 @@ static inline int open_container(struct vfio *vfio, const char *bdf)
 		return fail("group not viable");
 	if (ioctl(vfio->group, VFIO_GROUP_SET_CONTAINER, &vfio->container))
 		return fail("VFIO_GROUP_SET_CONTAINER");
+	return 0;
+}
+
+static inline int open_container(struct vfio *vfio, const char *bdf)
+{
+	int ret = open_group(vfio, bdf);
+
+	if (ret)
+		return ret;
 	if (ioctl(vfio->container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU))
 		return fail("VFIO_SET_IOMMU");
 	vfio->device = ioctl(vfio->group, VFIO_GROUP_GET_DEVICE_FD, bdf);
@@ -95,6 +115,21 @@ static inline int open_iommufd(struct vfio *vfio, const char *bdf)
 	if (ioctl(vfio->device, VFIO_DEVICE_ATTACH_IOMMUFD_PT, &attach))
 		return fail("VFIO_DEVICE_ATTACH_IOMMUFD_PT");
 	return 0;
+}
+
+static inline int open_device(struct vfio *vfio, bool legacy, const char *bdf)
+{
+	*vfio = (struct vfio) { .legacy = legacy, .device = -1, .container = -1, .group = -1,
+				.iommufd = -1 };
+	return legacy ? open_container(vfio, bdf) : open_iommufd(vfio, bdf);
+}
+
+static inline void close_device(struct vfio *vfio)
+{
+	close(vfio->device);
+	close(vfio->iommufd);
+	close(vfio->group);
+	close(vfio->container);
 }
 
 #define MAP_READ	1
@@ -149,6 +184,63 @@ static inline __s64 unmap(struct vfio *vfio, __u64 iova, __u64 size)
 		return ioctl(vfio->container, VFIO_IOMMU_UNMAP_DMA, &old) ? -errno :
 									    (__s64)old.size;
 	return ioctl(vfio->iommufd, IOMMU_IOAS_UNMAP, &new) ? -errno : (__s64)new.length;
+}
+
+/* What is held for programs, by the kernel's count. */
+struct held {
+	long pinned;		/* pages, of the whole system */
+	long locked, accounted;	/* KiB, of this program */
+};
+
+static inline long number_after(const char *path, const char *name)
+{
+	FILE *file = fopen(path, "re");
+	long value = -1;
+	char line[256];
+
+	if (!file)
+		return -1;
+	while (fgets(line, sizeof(line), file)) {
+		if (!strncmp(line, name, strlen(name)))
+			value = strtol(line + strlen(name), NULL, 10);
+	}
+	fclose(file);
+	return value;
+}
+
+static inline int look(struct held *held)
+{
+	FILE *refresh = fopen("/proc/sys/vm/stat_refresh", "re");
+	long acquired, released;
+
+	/* Each CPU keeps a part of the counters for itself until then. */
+	expect(refresh, "stat_refresh");
+	while (fgetc(refresh) != EOF)
+		;
+	fclose(refresh);
+	acquired = number_after("/proc/vmstat", "nr_foll_pin_acquired ");
+	released = number_after("/proc/vmstat", "nr_foll_pin_released ");
+	held->locked = number_after("/proc/self/status", "VmLck:");
+	held->accounted = number_after("/proc/self/status", "VmPin:");
+	expect(acquired >= 0 && released >= 0 && held->locked >= 0 && held->accounted >= 0,
+	       "no counters");
+	held->pinned = acquired - released;
+	return 0;
+}
+
+static inline int as_before(const struct held *before)
+{
+	struct held now;
+
+	if (look(&now))
+		return 1;
+	expect(now.pinned == before->pinned, "%ld pages pinned, %ld before", now.pinned,
+	       before->pinned);
+	expect(now.locked == before->locked, "%ld KiB locked, %ld before", now.locked,
+	       before->locked);
+	expect(now.accounted == before->accounted, "%ld KiB accounted, %ld before",
+	       now.accounted, before->accounted);
+	return 0;
 }
 
 #endif
