@@ -2,12 +2,14 @@
 /*
  * vfio-limits: a program that asks for more than there is, as a test of VFIO.
  *
- *   vfio-limits DEVICE
+ *   vfio-limits DEVICE [iommufd|container]
  *
  * DEVICE is a PCI address, bound to vfio-pci. Each case runs into one limit: locked
  * memory, contexts, the pool of page tables. It must be told so by an error, and what
  * it gives back must be there for it again. Prints KTAP; the exit status is 0 if all is
- * well. The kernel should have been started with few contexts and a small pool
+ * well. With the name of an interface it does one thing in steps instead: the pool runs out
+ * in the middle of a mapping, and before and after it waits for a line, so that somebody
+ * can count. The kernel should have been started with few contexts and a small pool
  * (xen_iommu.contexts, xen_iommu.pool_order), or the cases give up before the limit.
  */
 #define _GNU_SOURCE
@@ -152,13 +154,19 @@ static int contexts_run_out(void)
 	return 0;
 }
 
-/* Pages so far from each other that each takes tables of its own. Return: how many. */
+/* So far from each other that each takes tables of its own. */
+static __u64 table_iova(unsigned int number)
+{
+	return (1ULL << 40) + ((__u64)number << 30);
+}
+
+/* Pages at such addresses, as many as there is space for. Return: how many. */
 static unsigned int take_tables(struct vfio *vfio, void *mem, int *err)
 {
 	unsigned int count;
 
 	for (count = 0; count < MANY; count++) {
-		*err = map(vfio, (1UL << 40) + ((__u64)count << 30), mem, PAGE, MAP_RW);
+		*err = map(vfio, table_iova(count), mem, PAGE, MAP_RW);
 		if (*err)
 			break;
 	}
@@ -168,7 +176,7 @@ static unsigned int take_tables(struct vfio *vfio, void *mem, int *err)
 static int give_tables(struct vfio *vfio, unsigned int count)
 {
 	while (count--) {
-		if (unmap(vfio, (1UL << 40) + ((__u64)count << 30), PAGE) != (__s64)PAGE)
+		if (unmap(vfio, table_iova(count), PAGE) != (__s64)PAGE)
 			return -EIO;
 	}
 	return 0;
@@ -207,6 +215,66 @@ static int pool_container(void)
 	return pool_runs_out(true);
 }
 
+static int step(const char *what)
+{
+	printf("%s\n", what);
+	while (getchar() != '\n') {
+		if (feof(stdin))
+			return fail("stdin");
+	}
+	return 0;
+}
+
+#define LARGE	(64UL << 20)
+#define SPARE	8U
+
+/* There is space for the tables of a part of it. */
+static int runs_out_in_the_middle(bool legacy)
+{
+	const __u64 iova = (1ULL << 45) + PAGE;
+	void *mem = pages(LARGE), *page = pages(PAGE);
+	struct held first, before;
+	unsigned int count;
+	struct vfio vfio;
+	int err;
+
+	expect(mem && page, "no memory");
+	expect(!open_device(&vfio, legacy, device), "opening the device");
+	if (look(&first))
+		return 1;
+	count = take_tables(&vfio, page, &err);
+	expect(err == -ENOMEM && count > SPARE, "%u pages 1 GiB apart, then %d", count, err);
+	for (unsigned int i = 0; i < SPARE; i++)
+		expect(unmap(&vfio, table_iova(--count), PAGE) == (__s64)PAGE, "unmap");
+	if (look(&before))
+		return 1;
+	/* Xen may keep tables that have become empty until they are asked for: the first time. */
+	for (int round = 0; round < 2; round++) {
+		if (round && step("full"))
+			return 1;
+		err = map(&vfio, iova, mem, LARGE, MAP_RW);
+		expect(err == -ENOMEM, "mapping %lu MiB: %d", LARGE >> 20, err);
+	}
+	if (as_before(&before) || step("failed"))
+		return 1;
+	/* A part of it fits, also where it went on, and nothing is there any more. */
+	for (__u64 offset = 0; offset < LARGE; offset += LARGE / 16) {
+		expect(!map(&vfio, iova + offset, page, PAGE, MAP_RW), "map at %#llx", offset);
+		expect(unmap(&vfio, iova + offset, PAGE) == (__s64)PAGE, "unmap");
+	}
+	expect(!give_tables(&vfio, count), "unmap");
+	/* With all the tables it fits. */
+	err = map(&vfio, iova, mem, LARGE, MAP_RW);
+	expect(!err, "mapping %lu MiB: %d", LARGE >> 20, err);
+	expect(unmap(&vfio, iova, LARGE) == (__s64)LARGE, "unmap");
+	if (as_before(&first))
+		return 1;
+	close_device(&vfio);
+	munmap(mem, LARGE);
+	munmap(page, PAGE);
+	return 0;
+}
+
 static const struct {
 	const char *name;
 	int (*run)(void);
@@ -224,12 +292,15 @@ int main(int argc, char **argv)
 {
 	int failed = 0;
 
-	if (argc != 2) {
-		fprintf(stderr, "usage: vfio-limits DEVICE\n");
+	if (argc < 2 || argc > 3 ||
+	    (argc == 3 && strcmp(argv[2], "iommufd") && strcmp(argv[2], "container"))) {
+		fprintf(stderr, "usage: vfio-limits DEVICE [iommufd|container]\n");
 		return 2;
 	}
 	device = argv[1];
 	setlinebuf(stdout);
+	if (argc == 3)
+		return runs_out_in_the_middle(!strcmp(argv[2], "container"));
 	printf("    KTAP version 1\n    1..%zu\n", NR_CASES);
 	for (size_t i = 0; i < NR_CASES; i++) {
 		int bad = cases[i].run();
