@@ -125,7 +125,42 @@ reader_said() {
 kill_reader() {
 	kill -9 "$reader"
 	wait "$reader" && fail "the reader ended by itself"
-	say "reader killed in the middle of DMA"
+	say "program killed while it used the device"
+}
+
+told() {
+	dmesg | grep -c 'blocked until released by user' || [ $? = 1 ]
+}
+
+# The kernel says that it waits, or has not waited, or the program has ended.
+told_again() {
+	[ "$(told)" != "$told_before" ] || ! kill -0 "$writer" 2> /dev/null || ! kill -0 "$reader" 2> /dev/null
+}
+
+# write_blocks FILE TEXT: to write TEXT to FILE takes a device away that $reader uses. The kernel
+# waits for that, which is killed then.
+write_blocks() {
+	told_before=$(told)
+	echo "$2" > "$1" &
+	writer=$!
+	wait_until "$1" told_again
+	[ "$(told)" != "$told_before" ] || fail "$1: does not wait for the program"
+	kill -0 "$reader" || fail "$1: the program has died"
+	kill_reader
+	wait "$writer" || fail "$1: failed"
+}
+
+# start_holder BACKEND DEVICE: a program that holds the device; its process is $reader
+start_holder() {
+	: > /tmp/reading
+	vfio-hold "$1" "$2" >> /tmp/reading &
+	reader=$!
+	wait_until "$1: the program holds $2" holder_said
+	grep -q holding /tmp/reading || fail "$1: the program does not hold $2: $(cat /tmp/reading)"
+}
+
+holder_said() {
+	grep -q holding /tmp/reading || ! kill -0 "$reader" 2> /dev/null
 }
 
 # The kernel's driver takes the disk back and reads it.

@@ -39,6 +39,9 @@ struct vfio {
 	__u32 devid;		/* of iommufd */
 };
 
+/* Whether to give the token that virtual functions need if vfio-pci has their physical one. */
+static bool token;
+
 static inline int fail(const char *what)
 {
 	int err = errno ?: EIO;
@@ -73,19 +76,27 @@ static inline int open_group(struct vfio *vfio, const char *bdf)
 
 static inline int open_container(struct vfio *vfio, const char *bdf)
 {
+	char name[64];
 	int ret = open_group(vfio, bdf);
 
 	if (ret)
 		return ret;
 	if (ioctl(vfio->container, VFIO_SET_IOMMU, VFIO_TYPE1v2_IOMMU))
 		return fail("VFIO_SET_IOMMU");
-	vfio->device = ioctl(vfio->group, VFIO_GROUP_GET_DEVICE_FD, bdf);
+	snprintf(name, sizeof(name), "%s%s", bdf,
+		 token ? " vf_token=11111111-1111-1111-1111-111111111111" : "");
+	vfio->device = ioctl(vfio->group, VFIO_GROUP_GET_DEVICE_FD, name);
 	return vfio->device < 0 ? fail("VFIO_GROUP_GET_DEVICE_FD") : 0;
 }
 
 static inline int open_iommufd(struct vfio *vfio, const char *bdf)
 {
-	struct vfio_device_bind_iommufd bind = { .argsz = sizeof(bind) };
+	__u8 uuid[16];
+	struct vfio_device_bind_iommufd bind = {
+		.argsz = sizeof(bind),
+		.flags = token ? VFIO_DEVICE_BIND_FLAG_TOKEN : 0,
+		.token_uuid_ptr = (unsigned long)uuid,
+	};
 	struct vfio_device_attach_iommufd_pt attach = { .argsz = sizeof(attach) };
 	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
 	char path[PATH_MAX];
@@ -104,6 +115,7 @@ static inline int open_iommufd(struct vfio *vfio, const char *bdf)
 	vfio->iommufd = open("/dev/iommu", O_RDWR | O_CLOEXEC);
 	if (vfio->iommufd < 0)
 		return fail("/dev/iommu");
+	memset(uuid, 0x11, sizeof(uuid));
 	bind.iommufd = vfio->iommufd;
 	if (ioctl(vfio->device, VFIO_DEVICE_BIND_IOMMUFD, &bind))
 		return fail("VFIO_DEVICE_BIND_IOMMUFD");
