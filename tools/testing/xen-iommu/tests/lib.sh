@@ -64,6 +64,14 @@ fault_log() {
 	fi
 }
 
+# From now on vfio-nvme waits for each fault to be in the log, where they are told.
+wait_for_faults() {
+	unset FAULT_SEEN
+	if on_xen && [ "$LAB_IOMMU" != amd ]; then
+		export FAULT_SEEN="/usr/lib/xen-iommu/fault-seen $fault_mark"
+	fi
+}
+
 # fault_at LOG DEVICE ADDRESS read|write: is there a fault of this DMA?
 fault_at() {
 	page=$(printf %x $(($3 >> 12)))

@@ -141,6 +141,7 @@ struct queue {
 #define CASE_STEP	0x100000000ULL
 
 struct nvme {
+	const char *name;	/* PCI address */
 	struct vfio *vfio;
 	char *regs;
 	unsigned int stride;
@@ -387,10 +388,19 @@ static bool filled(const unsigned char *mem, unsigned char value, size_t size)
 	return mem[0] == value && !memcmp(mem, mem + 1, size - 1);
 }
 
-/* QEMU's VT-d drops a fault while the one before it has not been handled. */
-static void let_fault_be_handled(void)
+/*
+ * QEMU's VT-d drops a fault while the one before it has not been handled. $FAULT_SEEN is
+ * a command that ends when this one has been.
+ */
+static int wait_for_fault(struct nvme *nvme, const char *direction, __u64 iova)
 {
-	usleep(500000);
+	const char *seen = getenv("FAULT_SEEN");
+	char command[256];
+
+	if (!seen)
+		return 0;
+	snprintf(command, sizeof(command), "%s %s %s %#llx", seen, nvme->name, direction, iova);
+	return system(command);
 }
 
 /* Read a page of the disk to this iova, which must not reach that memory. */
@@ -401,8 +411,8 @@ static int read_blocked(struct nvme *nvme, __u64 iova, unsigned char *mem)
 	memset(mem, CANARY, PAGE);
 	printf("    # blocked write %#llx\n", iova);
 	status = transfer(nvme, 1, IO_READ, 0, iova, PAGE);
-	let_fault_be_handled();
 	expect(status >= 0, "%d", status);
+	expect(!wait_for_fault(nvme, "write", iova), "waiting for the fault");
 	expect(filled(mem, CANARY, PAGE), "iova %#llx reached memory", iova);
 	return 0;
 }
@@ -419,7 +429,6 @@ static int write_blocked(struct nvme *nvme, __u64 iova, unsigned char *mem)
 	memset(mem, SECRET, PAGE);
 	printf("    # blocked read %#llx\n", iova);
 	status = transfer(nvme, 1, IO_WRITE, SCRATCH, iova, PAGE);
-	let_fault_be_handled();
 	memset(data, CANARY, PAGE);
 	expect(!transfer(nvme, 1, IO_READ, SCRATCH, ARENA_IOVA + DATA, PAGE), "read");
 	leaked = memmem(data, PAGE, mem, 16);
@@ -428,6 +437,7 @@ static int write_blocked(struct nvme *nvme, __u64 iova, unsigned char *mem)
 	expect(status >= 0, "%d", status);
 	expect(!put_back, "status %#x", put_back);
 	expect(!leaked, "iova %#llx was read", iova);
+	expect(!wait_for_fault(nvme, "read", iova), "waiting for the fault");
 	return 0;
 }
 
@@ -679,6 +689,7 @@ int main(int argc, char **argv)
 	ret = vfio.legacy ? open_container(&vfio, argv[2]) : open_iommufd(&vfio, argv[2]);
 	if (ret)
 		return ret == -EPERM ? EXIT_UNSAFE : 1;
+	nvme.name = argv[2];
 	if (start_nvme(&nvme, &vfio))
 		return 1;
 	if (argc > 3 && !strcmp(argv[3], "read"))
