@@ -297,6 +297,8 @@ struct xen_iommu {
  * @lock: guards what follows
  * @mappings: tree of struct xen_iommu_mapping by iova, without overlaps
  * @hint: the mapping that was added or found last, NULL if it has gone
+ * @room: nothing is mapped behind @hint up to this address, in bytes, inclusive; 0
+ *	if it has not been looked for
  * @deferred: mappings to unmap at the next flush, the oldest first
  * @nr_deferred: number of these
  * @enforce_cache: all mappings are to be cache coherent
@@ -315,6 +317,7 @@ struct xen_iommu_domain {
 	spinlock_t lock;	/* the record of mappings */
 	struct rb_root mappings;
 	struct xen_iommu_mapping *hint;
+	unsigned long room;
 	struct list_head deferred;
 	unsigned long nr_deferred;
 	bool enforce_cache;
@@ -899,6 +902,13 @@ static struct xen_iommu_mapping *xen_iommu_next(struct xen_iommu_mapping *m)
 	return rb_entry_safe(rb_next(&m->node), struct xen_iommu_mapping, node);
 }
 
+static void xen_iommu_set_hint(struct xen_iommu_domain *dom,
+			       struct xen_iommu_mapping *m)
+{
+	dom->hint = m;
+	dom->room = 0;
+}
+
 /* The mapping that contains @iova, or the first one after it. */
 static struct xen_iommu_mapping *xen_iommu_find(struct xen_iommu_domain *dom,
 						unsigned long iova)
@@ -920,7 +930,7 @@ static struct xen_iommu_mapping *xen_iommu_find(struct xen_iommu_domain *dom,
 		} else {
 			found = m;
 			if (m->iova <= iova) {
-				dom->hint = m;
+				xen_iommu_set_hint(dom, m);
 				break;
 			}
 			node = node->rb_left;
@@ -950,7 +960,7 @@ static int xen_iommu_insert(struct xen_iommu_domain *dom,
 	}
 	rb_link_node(&new->node, parent, link);
 	rb_insert_color(&new->node, &dom->mappings);
-	dom->hint = new;
+	xen_iommu_set_hint(dom, new);
 	return 0;
 }
 
@@ -959,7 +969,7 @@ static void xen_iommu_remove(struct xen_iommu_domain *dom,
 {
 	rb_erase(&m->node, &dom->mappings);
 	if (dom->hint == m)
-		dom->hint = NULL;
+		xen_iommu_set_hint(dom, NULL);
 }
 
 /* Copies the segments of @m from @iova on. @to may be @m. */
@@ -1050,22 +1060,33 @@ static void xen_iommu_free_mappings(struct list_head *garbage)
 
 /* Adds a part of a segment to the batch; false if there was no room. */
 static bool xen_iommu_collect_seg(struct xen_iommu *xi, struct xen_iommu_batch *b,
-				  u64 dfn, u64 gfn, u64 nr, unsigned int *lookups)
+				  u64 dfn, u64 pfn, u64 nr, unsigned int *lookups)
 {
-	u64 unit;
+	unsigned long (*pfn_to_gfn)(unsigned long pfn) = xi->hyp->pfn_to_gfn;
+	u64 start, len, max, next, unit;
 
-	if (!xi->hyp->pfn_to_gfn)
-		return xen_iommu_batch_add(xi, b, dfn, gfn, nr);
+	if (!pfn_to_gfn)
+		return xen_iommu_batch_add(xi, b, dfn, pfn, nr);
 
 	/* The unit of all calls is the smallest page size. */
 	unit = BIT(__ffs(xi->pgsize_bitmap) - XEN_PAGE_SHIFT);
-	for (; nr; nr -= unit, dfn += unit, gfn += unit) {
+	next = pfn_to_gfn(pfn);
+	while (nr) {
 		if (!*lookups)
 			return false;
-		(*lookups)--;
-		if (!xen_iommu_batch_add(xi, b, dfn, xi->hyp->pfn_to_gfn(gfn),
-					 unit))
+		start = next;
+		max = min_t(u64, nr, *lookups);
+		for (len = unit; len < max; len += unit) {
+			next = pfn_to_gfn(pfn + len);
+			if (next != start + len)
+				break;
+		}
+		if (!xen_iommu_batch_add(xi, b, dfn, start, len))
 			return false;
+		*lookups -= min(*lookups, len);
+		dfn += len;
+		pfn += len;
+		nr -= len;
 	}
 	return true;
 }
@@ -1217,8 +1238,12 @@ static bool xen_iommu_append(struct xen_iommu_domain *dom, unsigned long iova,
 	if (!m || m->last != iova - 1 || m->state != XEN_IOMMU_NEW ||
 	    m->flags != flags)
 		return false;
-	next = xen_iommu_next(m);
-	if (next && next->iova <= last)
+	/* It is the hint now. */
+	if (!dom->room) {
+		next = xen_iommu_next(m);
+		dom->room = next ? next->iova - 1 : ULONG_MAX;
+	}
+	if (last > dom->room)
 		return false;
 
 	seg = &m->seg[m->nr - 1];
