@@ -1329,8 +1329,8 @@ static int xen_iommu_map_pages(struct iommu_domain *domain, unsigned long iova,
 /*
  * Looks at what there is from @iova on. Returns how much of it is of one kind,
  * all in the hypervisor (@real) or all not, and without holes; 0 if there is
- * nothing. @split: taking it out may need a spare mapping, with room for as many
- * segments; 0 if not.
+ * nothing. @split: taking it out, or a part of what is real, may need a spare mapping,
+ * with room for as many segments; 0 if not.
  */
 static size_t xen_iommu_extent(struct xen_iommu_domain *dom, unsigned long iova,
 			       unsigned long last, bool *real,
@@ -1343,8 +1343,8 @@ static size_t xen_iommu_extent(struct xen_iommu_domain *dom, unsigned long iova,
 	if (!m || m->iova > iova)
 		return 0;
 
-	*split = m->iova < iova ? m->max : 0;
 	*real = iova - m->iova < m->mapped;
+	*split = m->iova < iova && (*real || m->last > last) ? m->max : 0;
 	if (!*real)
 		return min(last, m->last) - iova + 1;
 
@@ -1397,7 +1397,7 @@ static size_t xen_iommu_unmap_pages(struct iommu_domain *domain,
 	LIST_HEAD(garbage);
 	unsigned long flags;
 	unsigned int split;
-	bool real;
+	bool real, needed;
 
 	for (; total < want; iova += done, total += done) {
 		if (gather && gather->queued) {
@@ -1408,21 +1408,30 @@ static size_t xen_iommu_unmap_pages(struct iommu_domain *domain,
 
 		spin_lock_irqsave(&dom->lock, flags);
 		size = xen_iommu_extent(dom, iova, last, &real, &split);
+		needed = split && (!spare || spare->max < split);
+		/* At once: what is new may grow. */
+		if (size && !real && !needed)
+			xen_iommu_erase(dom, iova, iova + size - 1, &garbage,
+					&spare);
 		spin_unlock_irqrestore(&dom->lock, flags);
 		if (!size)
 			break;
 
 		/* Before the hypercall: what it has done must be recorded. */
-		if (split && (!spare || spare->max < split)) {
+		if (needed) {
 			kfree(spare);
 			spare = xen_iommu_alloc_mapping(split, GFP_ATOMIC);
 			if (!spare)
 				break;
+			done = 0;
+			continue;
 		}
 
 		done = real ? xen_iommu_unmap_range(dom, iova, size) : size;
 		if (!done)
 			break;
+		if (!real)
+			continue;
 
 		spin_lock_irqsave(&dom->lock, flags);
 		xen_iommu_erase(dom, iova, iova + done - 1, &garbage, &spare);

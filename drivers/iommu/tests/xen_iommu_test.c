@@ -659,6 +659,54 @@ static void map_failure_is_not_the_neighbours(struct kunit *test)
 	}
 }
 
+/* To undo what is not in the hypervisor takes memory for the middle only. */
+static void unmap_of_neighbour_without_memory(struct kunit *test)
+{
+	struct xt *xt = xt_start(test, test->param_value);
+	struct iommu_domain *domain = xt_domain(xt);
+
+	xt_map_neighbours(xt, domain);
+	xt_env.allocs = 0;
+	xt_env.fail_at = 1;
+	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_NEIGHBOUR(2), 8), 8);
+	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 8), 8);
+	KUNIT_EXPECT_EQ(test, xt_env.allocs, 0);
+	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_NEIGHBOUR(1) + 2 * XT_4K, 2), 0);
+	KUNIT_EXPECT_EQ(test, xt_env.allocs, 1);
+	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_NEIGHBOUR(1) + 2 * XT_4K, 2), 2);
+	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_NEIGHBOUR(1), 2 * XT_4K), 0);
+	KUNIT_EXPECT_TRUE(test, xt_pieces_mapped(xt, domain, XT_NEIGHBOUR(1),
+						 XT_NEIGHBOUR_PHYS(1), 2));
+	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 2);
+}
+
+/* What is mapped behind a mapping that grows is in its way. */
+static void map_of_pieces_ends_at_other_mapping(struct kunit *test)
+{
+	struct xt *xt = xt_start(test, test->param_value);
+	struct iommu_domain *domain = xt_domain(xt);
+
+	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + 3 * XT_4K, XT_PHYS, 1), 0);
+	for (unsigned int i = 0; i < 4; i++)
+		KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA + i * XT_4K,
+						       XT_PHYS + 2 * i * XT_4K, XT_4K,
+						       XT_RW, GFP_KERNEL),
+				i < 3 ? 0 : -EADDRINUSE);
+	/* And what comes in between. */
+	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 3), 3);
+	KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA, XT_PHYS, XT_4K,
+					       XT_RW, GFP_KERNEL), 0);
+	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + 2 * XT_4K, XT_PHYS, 1), 0);
+	KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA + XT_4K, XT_PHYS,
+					       2 * XT_4K, XT_RW, GFP_KERNEL),
+			-EADDRINUSE);
+	KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA + XT_4K, XT_PHYS,
+					       XT_4K, XT_RW, GFP_KERNEL), 0);
+	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_IOVA, 2 * XT_4K), 0);
+	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 4 * XT_4K), 0);
+	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 4);
+}
+
 /* What has been given to sync does not grow: that would be taken for done. */
 static void map_beside_a_sync_that_is_under_way(struct kunit *test)
 {
@@ -3589,6 +3637,8 @@ static struct kunit_case xen_iommu_test_cases[] = {
 	KUNIT_CASE_PARAM(map_pieces_takes_few_allocations, conf_gen_params),
 	KUNIT_CASE_PARAM(map_of_neighbours_is_synced_apart, conf_gen_params),
 	KUNIT_CASE_PARAM(map_failure_is_not_the_neighbours, conf_gen_params),
+	KUNIT_CASE_PARAM(unmap_of_neighbour_without_memory, conf_gen_params),
+	KUNIT_CASE_PARAM(map_of_pieces_ends_at_other_mapping, conf_gen_params),
 	KUNIT_CASE_PARAM(map_beside_a_sync_that_is_under_way, conf_gen_params),
 	KUNIT_CASE_PARAM(map_many_pieces, conf_gen_params),
 	KUNIT_CASE_PARAM(map_and_flush_without_buffer, conf_gen_params),
