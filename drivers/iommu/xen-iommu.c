@@ -12,8 +12,9 @@
  * guest frames, and has the hypervisor map them, many runs per trap. As long as
  * sync has not returned, the caller may not use the range; if sync fails, the
  * caller undoes the whole range. unmap_pages() has the hypervisor unmap at once,
- * flush included, except when the DMA API's flush queue is in use: then the
- * mappings are put aside, and flush_iotlb_all() unmaps them together.
+ * flush included, except when the DMA API's flush queue is in use and this is no PV
+ * domain: then the mappings are put aside, and flush_iotlb_all() unmaps them
+ * together.
  *
  * The record is a tree of mappings per domain. It changes only with what the
  * hypervisor says that it has done, so that it tells what devices can reach. The
@@ -1359,6 +1360,16 @@ static size_t xen_iommu_extent(struct xen_iommu_domain *dom, unsigned long iova,
 }
 
 /*
+ * Putting unmaps aside takes nothing of the hypervisor. But Linux uses the frames
+ * again before the flush, and in a PV domain perhaps as page tables: that Xen
+ * refuses as long as devices can write to them.
+ */
+static bool xen_iommu_may_defer(struct xen_iommu *xi)
+{
+	return !xi->hyp->pfn_to_gfn;
+}
+
+/*
  * Puts aside the mapping at @iova until the next flush, if it goes as a whole.
  * Returns its size, or 0.
  */
@@ -1400,7 +1411,7 @@ static size_t xen_iommu_unmap_pages(struct iommu_domain *domain,
 	bool real, needed;
 
 	for (; total < want; iova += done, total += done) {
-		if (gather && gather->queued) {
+		if (gather && gather->queued && xen_iommu_may_defer(dom->xi)) {
 			done = xen_iommu_defer(dom, iova, last);
 			if (done)
 				continue;
@@ -2001,8 +2012,7 @@ static bool xen_iommu_capable(struct device *dev, enum iommu_cap cap)
 	case IOMMU_CAP_ENFORCE_CACHE_COHERENCY:
 		return caps & IOMMUCAP_cache;
 	case IOMMU_CAP_DEFERRED_FLUSH:
-		/* We put unmaps aside: that takes nothing of the hypervisor. */
-		return true;
+		return xen_iommu_may_defer(xdev->xi);
 	case IOMMU_CAP_PRE_BOOT_PROTECTION:
 		return !(caps & IOMMUCAP_default_identity);
 	default:
