@@ -11,8 +11,10 @@ CPUS = {"pvh": 1, "pv": 2, "bare": 2}
 EDU = ["-device", "edu,dma_mask=0xffffffffffff"]
 DISK = ["-drive", "if=none,id=disk,file=disk.img,format=raw,cache=unsafe", "-device", "nvme,drive=disk,serial=lab"]
 DISK_BYTES = 64 << 20
-# For the kernel's VFIO selftests, which drive it, and map 1 GiB at a time; needs QEMU 8.0.
-IGB = "-device igb,romfile="
+# For the kernel's VFIO selftests, which drive it, and map 1 GiB at a time; needs QEMU 8.0. Its virtual functions
+# are 16 slots up from it. None may have 00:14.0, by which QEMU's amd-iommu knows the I/O APIC: when Xen forgets
+# such a function, it forgets how to remap the I/O APIC's interrupts.
+IGB = "-device igb,romfile=,addr=8"
 BIG_MEMORY = "3072"
 BIG_XEN_ARGS = "dom0_mem=2048M"
 # For pages of 1 GiB.
