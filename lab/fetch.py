@@ -192,6 +192,27 @@ def xen_arm64():
     return partial.rename(image)
 
 
+def codename():
+    found = re.search(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.M)
+    if not found:
+        raise Fail("this is no release of Debian: name a newer QEMU with QEMU=")
+    return found[1]
+
+
+def private_apt(name, suite):
+    """Options of an apt of our own that knows one suite, whose package lists are read."""
+    apt = CACHE / f"apt-{name}"
+    for path in ("lists/partial", "cache/archives/partial"):
+        (apt / path).mkdir(parents=True, exist_ok=True)
+    (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {archives()['Debian']} {suite} main\n")
+    options = [f"-oDir::Etc::sourcelist={apt}/sources.list", "-oDir::Etc::sourceparts=-",
+               f"-oDir::State::lists={apt}/lists", f"-oDir::Cache={apt}/cache", "-oAPT::Sandbox::User=",
+               "-oAcquire::Languages=none", "-oDebug::NoLocking=1"]
+    retry(f"reading the package lists of {suite}",
+          ["apt-get", *options, "-oAPT::Update::Error-Mode=any", "update"])
+    return options
+
+
 def qemu(oldest):
     """A QEMU of at least version `oldest` (major, minor): this machine's, or one of backports unpacked in build/."""
     found = re.search(r"version (\d+)\.(\d+)", output(["qemu-system-x86_64", "--version"]) or "")
@@ -201,22 +222,11 @@ def qemu(oldest):
     start = folder / "qemu-system-x86_64"
     if start.exists():
         return str(start)
-    apt = CACHE / "apt-qemu"
     debs = sorted((CACHE / "qemu").glob("*.deb"))
     if len(debs) != len(QEMU_PACKAGES):
-        for path in ("lists/partial", "cache/archives/partial"):
-            (apt / path).mkdir(parents=True, exist_ok=True)
-        codename = re.search(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.M)
-        if not codename:
-            raise Fail("this is no release of Debian: name a newer QEMU with QEMU=")
-        suite = f"{codename[1]}-backports"
-        (apt / "sources.list").write_text(f"deb [signed-by={KEYRING}] {archives()['Debian']} {suite} main\n")
-        options = [f"-oDir::Etc::sourcelist={apt}/sources.list", "-oDir::Etc::sourceparts=-",
-                   f"-oDir::State::lists={apt}/lists", f"-oDir::Cache={apt}/cache", "-oAPT::Sandbox::User=",
-                   "-oAcquire::Languages=none"]
+        suite = f"{codename()}-backports"
         say(f"downloading a newer QEMU from {suite}")
-        retry(f"reading the package lists of {suite}",
-              ["apt-get", *options, "-oAPT::Update::Error-Mode=any", "update"])
+        options = private_apt("qemu", suite)
         partial = CACHE / "qemu.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
@@ -238,3 +248,25 @@ def qemu(oldest):
     name.chmod(0o755)
     partial.rename(folder)
     return str(start)
+
+
+def dpdk():
+    """DPDK's programs and libraries of this machine's Debian, unpacked; returns the folder."""
+    folder = BUILD / "src" / "dpdk"
+    if folder.is_dir():
+        return folder
+    say("downloading DPDK, about 20 MB")
+    options = private_apt("dpdk", codename())
+    # Their names have the version of the interface.
+    drivers = [name for driver in ("net-e1000", "mempool-ring")
+               for name in (output(["apt-cache", *options, "pkgnames", f"librte-{driver}"]) or "").split()]
+    archive = CACHE / "apt-dpdk/cache/archives"
+    # What these need and this machine has is not downloaded, and taken from it.
+    retry("downloading DPDK", ["apt-get", *options, "-y", "--no-install-recommends", "--download-only",
+                               "install", "dpdk-dev", *drivers])
+    partial = folder.with_name("dpdk.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for deb in sorted(archive.glob("*.deb")):
+        run(f"unpacking {deb.name}", ["dpkg-deb", "-x", deb, partial], LOG, append=True)
+    return partial.rename(folder)

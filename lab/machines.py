@@ -15,6 +15,10 @@ DISK_BYTES = 64 << 20
 # are 16 slots up from it. None may have 00:14.0, by which QEMU's amd-iommu knows the I/O APIC: when Xen forgets
 # such a function, it forgets how to remap the I/O APIC's interrupts.
 IGB = "-device igb,romfile=,addr=8"
+# Two of them on one wire, the second with functions on a bus of its own.
+IGB_PAIR = ("-netdev hubport,id=wire0,hubid=0 -device igb,romfile=,addr=8,netdev=wire0 "
+            "-netdev hubport,id=wire1,hubid=0 -device pcie-root-port,id=rp,chassis=1 "
+            "-device igb,romfile=,bus=rp,netdev=wire1")
 BIG_MEMORY = "3072"
 BIG_XEN_ARGS = "dom0_mem=2048M"
 # For pages of 1 GiB.
@@ -43,6 +47,9 @@ CPU = {
     ("bare", "amd"): "qemu64",
     ("bare", "none"): "qemu64",
 }
+
+# What DPDK's programs ask of a processor.
+CPU_DPDK = "+ssse3,+sse4.1,+sse4.2,+popcnt"
 
 XEN_ARGS = "console=com1 com1=115200,8n1 sync_console loglvl=all guest_loglvl=all conring_size=1m dom0_mem=1024M"
 XEN_ARGS_DOM0 = {"pvh": "dom0=pvh", "pv": "dom0=pv"}

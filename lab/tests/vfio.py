@@ -2,13 +2,14 @@
 """VFIO and iommufd in dom0: programs that drive a device, and the kernel's own selftests."""
 import copy
 import os
+import re
 import shutil
 
 import build
 import fetch
 import machines
 from tests.boots import booted, fits
-from util import CPUS, LOGS, REPO, clean_env, run
+from util import CPUS, LOGS, REPO, clean_env, output, run
 
 OLDEST_QEMU = (8, 0)        # has igb
 GUEST = REPO / "tools/testing/xen-iommu"
@@ -71,6 +72,39 @@ def sriov(dom0, iommu):
         fits(dom0, iommu)
         booted(lab, f"vfio-sriov-{dom0}-{iommu}", dom0=dom0, iommu=iommu, qemu_args=machines.IGB, cpus=1,
                qemu=os.environ.get("QEMU") or fetch.qemu(OLDEST_QEMU), env={"LAB_TESTS": "vfio-sriov"})
+    return case
+
+
+def dpdk_root():
+    """A folder for the guest's root with DPDK's testpmd, the drivers that it needs there, and what they load."""
+    unpacked, root = fetch.dpdk(), build.OBJ / "dpdk-root"
+    libs = "usr/lib/x86_64-linux-gnu"
+    plugins = next((unpacked / libs / "dpdk").glob("pmds-*"))
+    wanted = [unpacked / "usr/bin/dpdk-testpmd",
+              *(next(plugins.glob(f"librte_{name}.so.*.*")) for name in ("net_e1000", "mempool_ring"))]
+    text = output(["env", f"LD_LIBRARY_PATH={unpacked / libs}:{unpacked / 'lib/x86_64-linux-gnu'}", "ldd", *wanted])
+    with build.lock():
+        shutil.rmtree(root, ignore_errors=True)
+        for folder in ("usr/bin", "lib64", f"{libs}/dpdk/{plugins.name}"):
+            (root / folder).mkdir(parents=True)
+        for path in wanted:
+            shutil.copy(path, root / path.relative_to(unpacked))
+        # The C library loads that last one by itself.
+        for path in {*re.findall(r"=> (/\S+)", text), "/lib/x86_64-linux-gnu/libgcc_s.so.1"}:
+            shutil.copy(path, root / libs)
+        shutil.copy("/lib64/ld-linux-x86-64.so.2", root / "lib64")
+    return root
+
+
+def dpdk(dom0, iommu):
+    """DPDK's testpmd sends packets back and forth between two igbs."""
+    def case(lab):
+        fits(dom0, iommu)
+        booted(lab, f"vfio-dpdk-{dom0}-{iommu}", dom0=dom0, iommu=iommu, cpus=1,
+               qemu=os.environ.get("QEMU") or fetch.qemu(OLDEST_QEMU),
+               qemu_args=f"{machines.IGB_PAIR} -m {machines.BIG_MEMORY} "
+                         f"-cpu {machines.CPU[dom0, iommu]},{machines.CPU_DPDK}",
+               xen_args=machines.BIG_XEN_ARGS, initrd_extra=str(dpdk_root()), env={"LAB_TESTS": "vfio-dpdk"})
     return case
 
 
@@ -144,4 +178,5 @@ EXTRA = {
     "iommufd-selftests-bare": iommufd(None, "pvh", "vtd"),
     **{f"vfio-fail-{dom0}": fail(dom0, "vtd") for dom0 in ("pvh", "pv")},
     "vfio-sriov-pv-amd": sriov("pv", "amd"),
+    **{f"vfio-dpdk-{dom0}-{iommu}": dpdk(dom0, iommu) for dom0, iommu in MACHINES},
 }
