@@ -1202,7 +1202,7 @@ static int xen_iommu_iotlb_sync_map(struct iommu_domain *domain,
 	struct xen_iommu_domain *dom = to_xen_domain(domain);
 	unsigned long last = iova + size - 1;
 	struct xen_iommu_batch batch;
-	int more, ret;
+	int more, ret = 0;
 	u64 done;
 
 	if (!size)
@@ -1212,7 +1212,7 @@ static int xen_iommu_iotlb_sync_map(struct iommu_domain *domain,
 	do {
 		more = xen_iommu_collect(dom, &iova, last, &batch);
 		if (!batch.nr && !more)
-			return 0;
+			break;
 		done = 0;
 		ret = more < 0 ? more : xen_iommu_issue(dom, &batch, &done);
 		xen_iommu_mapped(dom, iova, last, done << XEN_PAGE_SHIFT, ret);
