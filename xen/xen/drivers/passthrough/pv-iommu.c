@@ -1011,7 +1011,7 @@ static int install(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
     {
         unsigned long cur = dfn + i;
         mfn_t m = mfn_add(mfn, i);
-        unsigned int level = 1, idx, n;
+        unsigned int level = 1, idx, n, max;
         bool large = (hw.page_sizes & PAGE_SIZE_2M) && nr - i >= PT_ENTRIES &&
                      !((cur | mfn_x(m)) & (PT_ENTRIES - 1));
         struct page_info *pg;
@@ -1068,12 +1068,10 @@ static int install(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
         tbl = __map_domain_page(pg);
         idx = pt_index(cur, level);
 
-        for ( n = 0; level == 1 && i + n < nr && idx + n < PT_ENTRIES; n++ )
-        {
-            if ( tbl[idx + n] )
-                break;
-            write_pte(&tbl[idx + n], leaf_pte(mfn_add(m, n), 1, flags));
-        }
+        max = level == 1 ? min(nr - i, PT_ENTRIES - idx + 0UL) : 0;
+        pte = leaf_pte(m, 1, flags);
+        for ( n = 0; n < max && !tbl[idx + n]; n++, pte += PAGE_SIZE )
+            write_pte(&tbl[idx + n], pte);
 
         pte = idx + n < PT_ENTRIES ? tbl[idx + n] : 0;
         if ( n )
