@@ -641,7 +641,6 @@ out:
 static void test_flush_added(void)
 {
 	const uint64_t dfn = 0xabcd000;
-	struct run run = { frame[0], dfn + 0x300, 1 };
 	int ctx = new_ctx(0);
 	unsigned int done;
 
@@ -651,7 +650,8 @@ static void test_flush_added(void)
 		want_eq(move_edu(ctx), 0);
 		want_eq(map(ctx, dfn, frame[0], 1, RD | NO_FLUSH, SZ_4K, &done), 0);
 		want_eq(map(ctx, dfn + 0x100, frame[0], 1, RD, SZ_4K, &done), 0);
-		want_eq(iommu_regs(MAP_RUNS, ctx, RD, (unsigned long)&run, 1, 0), 1);
+		lists[0] = (struct run){ frame[0], dfn + 0x300, 1 };
+		want_eq(iommu_regs(MAP_RUNS, ctx, RD, list_at(lists), 1, 0), 1);
 		want_eq(iommu_regs(MAP_RANGE, ctx, RD, dfn + 0x200, 1, frame[0]), 1);
 	}
 	if (ctx > 0)
