@@ -1102,6 +1102,47 @@ static int iommu_aperture(struct edu_test *t)
 	return arrives(t, last, page, 0);
 }
 
+/* What firmware has reserved, for whichever device, is there without being mapped. */
+static int iommu_reserved(struct edu_test *t)
+{
+	struct page *out = test_page(t);
+	struct iommu_resv_region *region;
+	phys_addr_t start = 0;
+	LIST_HEAD(regions);
+	void *memory;
+	bool same;
+
+	expect(t, out, "no memory");
+	iommu_get_resv_regions(t->dev, &regions);
+	list_for_each_entry(region, &regions, list)
+		if (region->type != IOMMU_RESV_MSI && (region->prot & IOMMU_READ))
+			start = region->start;
+	iommu_put_resv_regions(t->dev, &regions);
+	if (!start)
+		skip(t, "no memory is reserved");
+	if (!device_reaches(start + PAGE_SIZE))
+		skip(t, "beyond the device's dma_mask");
+
+	note(t, "reserved: %pa", &start);
+	must(t, test_map(t, t->iova, out, PAGE_SIZE, RW));
+	must(t, edu_fetch(t->edu, start, XFER));
+	must(t, edu_store(t->edu, t->iova, XFER));
+	memory = memremap(start, PAGE_SIZE, MEMREMAP_WB);
+	expect(t, memory, "no access");
+	same = memchr_inv(memory, 0, XFER) && !memcmp(page_address(out), memory, XFER);
+	memunmap(memory);
+	expect(t, same, "the device has read something else");
+	/* And there it stays. */
+	expect(t, iommu_map(t->domain, start, page_to_phys(out), PAGE_SIZE, RW, GFP_KERNEL),
+	       "mapped over it");
+	expect(t, !iommu_unmap(t->domain, start, PAGE_SIZE), "unmapped it");
+	fill(out, CANARY);
+	must(t, edu_fetch(t->edu, start, XFER));
+	must(t, edu_store(t->edu, t->iova, XFER));
+	expect(t, !filled(out, CANARY), "it has gone");
+	return 0;
+}
+
 static int iommu_msi(struct edu_test *t)
 {
 	struct iommu_resv_region *region;
@@ -1139,6 +1180,7 @@ static const struct edu_case iommu_cases[] = {
 	{ "detached_is_blocked", iommu_detached },
 	{ "freed_domain_is_gone", iommu_free_mapped },
 	{ "aperture_end", iommu_aperture },
+	{ "reserved_memory_is_there", iommu_reserved },
 	{ "msi_arrives", iommu_msi },
 	{ }
 };
