@@ -173,10 +173,10 @@ def series(lab):
 
 def bench(lab):
     """T= selects configurations by the beginnings of their names (the others' results are kept), RUN= what of
-    "kernel dma sizes vfio nvme" to measure.
+    "kernel sizes dma vfio nvme" to measure.
     """
     from bench.measure import bench as measure
-    return measure(lab, variable("T").replace(",", " ").split(), variable("RUN", "kernel dma sizes vfio nvme"))
+    return measure(lab, variable("T").replace(",", " ").split(), variable("RUN", "kernel sizes dma vfio nvme"))
 
 
 COMMANDS = {"run": run, "shell": shell, "test": test, "series": series, "bench": bench}
