@@ -117,7 +117,7 @@ def flushes(results):
 
 
 def pinning(results):
-    """Of a map, and of an unmap, by VFIO: what it takes beyond pinning, and pinning."""
+    """Of a map, and of an unmap, by VFIO: what it takes beyond pinning."""
     rows = []
     for name, configuration in results["configurations"].items():
         loops, row = configuration["loops"], []

@@ -204,6 +204,17 @@ static void write_pte(uint64_t *ptep, uint64_t pte)
     write_atomic(ptep, pte);
 }
 
+/* Write entries of the lowest level up to one in use. Returns how many. */
+static unsigned int write_ptes(uint64_t *ptep, unsigned int max, uint64_t pte)
+{
+    unsigned int n;
+
+    for ( n = 0; n < max && !ptep[n]; n++, pte += PAGE_SIZE )
+        write_pte(&ptep[n], pte);
+
+    return n;
+}
+
 static struct page_info *pool_get(struct pv_iommu_ctx *ctx)
 {
     struct pv_iommu *pv = ctx->pv;
@@ -1011,7 +1022,7 @@ static int install(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
     {
         unsigned long cur = dfn + i;
         mfn_t m = mfn_add(mfn, i);
-        unsigned int level = 1, idx, n, max;
+        unsigned int level = 1, idx, n;
         bool large = (hw.page_sizes & PAGE_SIZE_2M) && nr - i >= PT_ENTRIES &&
                      !((cur | mfn_x(m)) & (PT_ENTRIES - 1));
         struct page_info *pg;
@@ -1068,11 +1079,9 @@ static int install(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
         tbl = __map_domain_page(pg);
         idx = pt_index(cur, level);
 
-        max = level == 1 ? min(nr - i, PT_ENTRIES - idx + 0UL) : 0;
-        pte = leaf_pte(m, 1, flags);
-        for ( n = 0; n < max && !tbl[idx + n]; n++, pte += PAGE_SIZE )
-            write_pte(&tbl[idx + n], pte);
-
+        n = level > 1 ? 0
+            : write_ptes(&tbl[idx], min(nr - i, PT_ENTRIES - idx + 0UL),
+                         leaf_pte(m, 1, flags));
         pte = idx + n < PT_ENTRIES ? tbl[idx + n] : 0;
         if ( n )
         {
@@ -2431,7 +2440,6 @@ static struct piece *install_few(struct pv_iommu_ctx *ctx, struct piece *piece,
     for ( ; piece < end; piece++ )
     {
         unsigned long idx = piece->dfn - dfn, n;
-        uint64_t pte = leaf_pte(piece->mfn, 1, flags | piece->pte);
 
         /* Nor what may become a superpage. */
         if ( idx >= PT_ENTRIES || piece->nr > PT_ENTRIES - idx ||
@@ -2444,8 +2452,8 @@ static struct piece *install_few(struct pv_iommu_ctx *ctx, struct piece *piece,
             first = idx;
         }
 
-        for ( n = 0; n < piece->nr && !tbl[idx + n]; n++, pte += PAGE_SIZE )
-            write_pte(&tbl[idx + n], pte);
+        n = write_ptes(&tbl[idx], piece->nr,
+                       leaf_pte(piece->mfn, 1, flags | piece->pte));
         next = idx + n;
         total += n;
 
