@@ -45,8 +45,8 @@
 #define IOMMU_map_pages             6
 #define IOMMU_unmap_pages           7
 #define IOMMU_remote_cmd            8
-#define IOMMU_alloc_nested          9
-#define IOMMU_flush_nested         10
+#define IOMMU_alloc_nested          9 /* IOMMUCAP_nested */
+#define IOMMU_flush_nested         10 /* IOMMUCAP_nested */
 #define IOMMU_attach_pasid         11
 #define IOMMU_detach_pasid         12
 #define IOMMU_flush_pages          13 /* downstreams; IOMMUCAP_deferred_flush */
@@ -54,6 +54,8 @@
 #define IOMMU_unmap_range          33 /* extension;   IOMMUCAP_runs */
 #define IOMMU_map_runs             34 /* extension;   IOMMUCAP_runs */
 #define IOMMU_unmap_runs           35 /* extension;   IOMMUCAP_runs */
+#define IOMMU_query                36 /* extension;   IOMMUCAP_query */
+#define IOMMU_get_faults           37 /* extension;   IOMMUCAP_faults */
 
 /*
  * IOMMU_query_capabilities: fills struct pv_iommu_capabilities.
@@ -66,7 +68,10 @@
 #define IOMMUCAP_default_identity   BIT(0)
 /* DMA is coherent with the CPUs' caches, IOMMU_MAP_cache has an effect. */
 #define IOMMUCAP_cache              BIT(1)
-/* IOMMU_alloc_nested is there (not implemented by anybody). */
+/*
+ * IOMMU_alloc_nested and IOMMU_flush_nested are there, as described below. Only
+ * reported together with IOMMUCAP_query.
+ */
 #define IOMMUCAP_nested             BIT(2)
 /* IOMMU_attach_pasid is there (not implemented by anybody). */
 #define IOMMUCAP_pasid              BIT(3)
@@ -86,6 +91,12 @@
 #define IOMMUCAP_deferred_unmap     BIT(17)
 /* Extension: IOMMU_{map,unmap}_range and IOMMU_{map,unmap}_runs are there. */
 #define IOMMUCAP_runs               BIT(18)
+/* Extension: IOMMU_query is there. */
+#define IOMMUCAP_query              BIT(19)
+/* Extension: IOMMU_get_faults and VIRQ_IOMMU are there. */
+#define IOMMUCAP_faults             BIT(20)
+/* Extension: IOMMU_ALLOC_empty is there. */
+#define IOMMUCAP_alloc_empty        BIT(21)
 
 struct pv_iommu_capabilities {
 	/* OUT: highest device address that can be mapped, in bytes, inclusive. */
@@ -126,6 +137,13 @@ struct pv_iommu_init {
 
 /* The new context is an identity map; it cannot be mapped into. */
 #define IOMMU_ALLOC_identity        BIT(0)
+/*
+ * Extension, IOMMUCAP_alloc_empty: the new context has no reserved regions. The
+ * caller maps those of the devices that it attaches. Within a reserved region the
+ * hypervisor accepts mappings with dfn == gfn, and other mappings only if no
+ * device in the context owns the region.
+ */
+#define IOMMU_ALLOC_empty           BIT(1)
 
 struct pv_iommu_alloc {
 	/* OUT: number of the new context. */
@@ -223,6 +241,8 @@ struct pv_iommu_unmap_pages {
  * IOMMU_flush_pages: flushes the IOTLB for a range of a context.
  *
  * After it no device reaches what was unmapped from the range before the call.
+ * Extension, IOMMUCAP_deferred_unmap: nr_pages 0 flushes the whole context, and
+ * dfn and pgsize are ignored.
  */
 struct pv_iommu_flush_pages {
 	/* IN: context to flush. */
@@ -284,5 +304,140 @@ struct pv_iommu_run {
 };
 
 #define IOMMU_MAX_RUNS              1024
+
+/*
+ * Extension, IOMMUCAP_query: properties of the hypervisor.
+ *
+ * long HYPERVISOR_iommu_op(IOMMU_query, what, index, buf, size)
+ *
+ * Writes at most size bytes of the structure named by what to buf, a virtual
+ * address. Returns the size of the structure that the hypervisor has, in bytes,
+ * which may be more or less than size: fields are only ever added at the end.
+ *
+ * -EINVAL: unknown what. -EOPNOTSUPP: there is nothing at that index.
+ */
+
+/* struct pv_iommu_limits; index is 0. */
+#define IOMMU_QUERY_limits          0
+/* struct pv_iommu_nested_format; index is an IOMMU_NESTED_FMT_*. */
+#define IOMMU_QUERY_nested          1
+
+struct pv_iommu_limits {
+	/* OUT: highest max_ctx_no that IOMMU_init accepts. */
+	u32 max_ctx_no;
+	/* OUT: highest arena_order that IOMMU_init accepts. */
+	u32 arena_order;
+};
+
+/*
+ * Extension: nested translation, IOMMUCAP_nested.
+ *
+ * The caller builds the first-stage table of a context in its own memory; the
+ * hypervisor nests it under the second stage that context 0 has. Addresses in
+ * the table are guest physical, and a device reaches what both stages allow. The
+ * hypervisor never trusts the table, which may change at any time. Mappings in
+ * it pin nothing.
+ *
+ * Nested contexts can be attached to (IOMMU_reattach_device), freed
+ * (IOMMU_free_context) and flushed (IOMMU_flush_nested). Any other sub-op on them
+ * fails with -EOPNOTSUPP.
+ */
+
+/* Formats of first-stage tables. */
+#define IOMMU_NESTED_FMT_x86_64_4   1 /* x86-64, 4 levels; user and A/D bits */
+#define IOMMU_NESTED_FMT_x86_64_5   2 /* x86-64, 5 levels; reserved */
+#define IOMMU_NESTED_FMT_arm_64_s1  3 /* Arm VMSAv8-64 stage 1; reserved */
+
+/* The hardware sets dirty bits. */
+#define IOMMU_NESTED_INFO_dirty     BIT(0)
+/* IOMMU_alloc_nested needs desc_gfn. */
+#define IOMMU_NESTED_INFO_desc      BIT(1)
+
+struct pv_iommu_nested_format {
+	/* OUT: mask of page sizes, in bytes. */
+	u64 pgsize_mask;
+	/* OUT: IOMMU_NESTED_INFO_* */
+	u32 flags;
+	/* OUT: bits of a device address. */
+	u8 input_bits;
+	/* OUT: bits of an address in the table. */
+	u8 output_bits;
+	u16 pad;
+};
+
+/*
+ * IOMMU_alloc_nested: makes a context that uses the caller's table.
+ *
+ * long HYPERVISOR_iommu_op(IOMMU_alloc_nested, arg)
+ *
+ * desc_gfn names a page that the caller gives up until the context is freed: the
+ * hypervisor writes what the hardware needs to find the table, if the format
+ * has IOMMU_NESTED_INFO_desc.
+ *
+ * -ENOSPC: all contexts are in use. -ENOMEM: no memory. -EINVAL: unknown flags,
+ * or no page of the caller's behind a frame number. -EOPNOTSUPP: the format is not
+ * supported. -EACCES: before IOMMU_init.
+ */
+
+/* The format, in bits 0 to 7 of nested_flags. The other bits must be zero. */
+#define IOMMU_NESTED_FMT_mask       0xffU
+
+struct pv_iommu_alloc_nested {
+	/* OUT: number of the new context. */
+	u16 ctx_no;
+	/* IN: frame of the root of the table. */
+	u64 pgtable_gfn;
+	/* IN: IOMMU_NESTED_FMT_* */
+	u64 nested_flags;
+	/* IN: frame for the hypervisor's use; not in the drafts. */
+	u64 desc_gfn;
+};
+
+/*
+ * IOMMU_flush_nested: flushes the IOTLB for a range of a nested context.
+ *
+ * long HYPERVISOR_iommu_op(IOMMU_flush_nested, ctx_flags, dfn, nr_frames)
+ *
+ * ctx_flags: context in bits 0-15, IOMMU_FLUSH_* in bits 32-63. nr_frames 0: the
+ * whole context. After it no device reaches what was not present in the table
+ * before the call, and, with IOMMU_FLUSH_tables, none reads tables that were not
+ * part of it.
+ *
+ * -EINVAL: no such context, not nested, or unknown flags.
+ */
+
+/* Tables have been taken out, not just leaves. */
+#define IOMMU_FLUSH_tables          BIT(0)
+
+/*
+ * Extension, IOMMUCAP_faults: faults of the caller's devices.
+ *
+ * long HYPERVISOR_iommu_op(IOMMU_get_faults, buf, nr)
+ *
+ * Moves up to nr of the oldest faults to buf, the virtual address of an array of
+ * struct pv_iommu_fault, and returns their number. The first call, with nr 0
+ * perhaps, turns reporting on. VIRQ_IOMMU is then raised when a fault is recorded
+ * while none was waiting. Faults for which there is no room are only counted.
+ */
+
+/* The device wanted to write. */
+#define IOMMU_FAULT_write           BIT(0)
+
+struct pv_iommu_fault {
+	/* OUT: device address, in bytes. */
+	u64 addr;
+	/* OUT: the device, by its requester id. */
+	struct physdev_pci_device dev;
+	/* OUT: context that it is in. */
+	u16 ctx_no;
+	u16 pad;
+	/* OUT: IOMMU_FAULT_* */
+	u32 flags;
+	/* OUT: what the hardware says; depends on its vendor. */
+	u32 reason;
+	/* OUT: faults that were lost before this one. */
+	u32 lost;
+	u32 pad2;
+};
 
 #endif /* __XEN_PUBLIC_PV_IOMMU_H__ */
