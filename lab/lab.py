@@ -5,8 +5,7 @@ import importlib
 import os
 import signal
 import sys
-import time
-import traceback
+from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import boot
 import build
 import machines
-from util import LAB, LOGS, REPO, Fail, say, say_error
+from runner import run_all
+from util import CPUS, LAB, LOGS, REPO, Fail, say, say_error
 
 
 def variable(name, default="", allowed=None):
@@ -113,10 +113,6 @@ def shell(lab):
     return 0
 
 
-class Skip(Exception):
-    """A test that cannot be run here, and why."""
-
-
 def cases(by_name):
     """All test cases: every file of lab/tests has CASES, {name: function of the lab}.
 
@@ -142,25 +138,12 @@ def test(lab):
     if unknown := [t for t in chosen if not any(name.startswith(t) for name in found)]:
         raise Fail(f"T={unknown[0]}: no such test; make test T=list shows them all")
     selected = {n: f for n, f in found.items() if not chosen or any(n.startswith(t) for t in chosen)}
-    print(f"TAP version 14\n1..{len(selected)}", flush=True)
-    count = {"passed": 0, "failed": 0, "skipped": 0}
-    for number, (name, function) in enumerate(selected.items(), 1):
-        say(f"{name}")
-        began, reason = time.monotonic(), ""
-        try:
-            function(lab)
-            outcome = "passed"
-        except Skip as skip:
-            outcome, reason = "skipped", f" # SKIP {skip}"
-        except Fail as failure:
-            outcome = "failed"
-            print("\n".join(f"# {line}" for line in str(failure).splitlines()), flush=True)
-        except Exception:
-            outcome = "failed"
-            print("\n".join(f"# {line}" for line in traceback.format_exc().splitlines()), flush=True)
-        count[outcome] += 1
-        print(f"{'not ok' if outcome == 'failed' else 'ok'} {number} {name} ({time.monotonic() - began:.0f} s){reason}",
-              flush=True)
+    if len(selected) > 4:
+        # Once, before the cases run side by side and each finds it built.
+        lab.xen, lab.initrd  # pylint: disable=pointless-statement
+    # A boot keeps one CPU busy most of the time.
+    outcomes = run_all(selected, lab, CPUS)
+    count = Counter(o.verdict for o in outcomes)
     skipped = f", {count['skipped']} skipped" if count["skipped"] else ""
     print(f"{count['passed']} passed, {count['failed']} failed{skipped}", flush=True)
     return 1 if count["failed"] or not count["passed"] else 0

@@ -3,7 +3,7 @@
 import os
 
 from boot import explain
-from lab import Skip
+from runner import Skip
 from util import REPO, Fail
 
 
