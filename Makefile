@@ -9,7 +9,7 @@ $(foreach v,$(VARIABLES),$(if $(filter-out undefined,$(origin $v)),$(eval overri
 
 help:
 	@echo 'make run      boot Xen and dom0 in QEMU and show the driver at work'
-	@echo 'make test     run all tests (T=list lists them, T=name runs one)'
+	@echo 'make test     run the tests (T=list lists them, T=name runs one, T=all the long ones, too)'
 	@echo 'make shell    a console of dom0'
 	@echo 'make series   write patches for Linux and Xen to build/series'
 	@echo 'make bench    measure'

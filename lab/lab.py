@@ -135,6 +135,8 @@ def test(lab):
     if chosen == ["list"]:
         print("\n".join(found))
         return 0
+    if chosen == ["all"]:
+        chosen = [""]
     if unknown := [t for t in chosen if not any(name.startswith(t) for name in found)]:
         raise Fail(f"T={unknown[0]}: no such test; make test T=list shows them all")
     selected = {n: f for n, f in found.items() if not chosen or any(n.startswith(t) for t in chosen)}
