@@ -6,7 +6,6 @@ Only files whose content changes are written, so that make rebuilds no more than
 import json
 import re
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -58,6 +57,76 @@ def targets(patch):
 def created(patch):
     """Paths that a patch makes."""
     return set(re.findall(r"^--- /dev/null\n\+\+\+ [^/\s]+/(\S+)", patch.read_text(errors="replace"), re.M))
+
+
+def hunks(patch):
+    """[(path before, path after, line, old lines, new lines)] of a unified diff; a path is None for /dev/null."""
+    lines = patch.read_bytes().decode(errors="surrogateescape").splitlines(keepends=True)
+    found, i = [], 0
+    while i < len(lines):
+        if lines[i].startswith("--- ") and i + 1 < len(lines) and lines[i + 1].startswith("+++ "):
+            before, after = (None if name == "/dev/null" else name.split("/", 1)[1]
+                             for name in (line[4:].split()[0] for line in lines[i:i + 2]))
+            i += 2
+            continue
+        head = re.match(r"@@ -(\d+)(?:,(\d+))? \+\d+(?:,(\d+))? @@", lines[i])
+        i += 1
+        if not head:
+            continue
+        left, right = (int(count or 1) for count in head.group(2, 3))
+        old, new, last = [], [], ""
+        while len(old) < left or len(new) < right or i < len(lines) and lines[i][0] == "\\":
+            line = lines[i] if i < len(lines) else ""
+            i += 1
+            if line.startswith("\\"):        # no newline at the end of the line before
+                for side in (old, new):
+                    if side and side[-1] == last:
+                        side[-1] = last.rstrip("\n")
+                continue
+            kind, last = line[:1], line[1:] or "\n"
+            if kind not in (" ", "-", "+", "\n"):
+                raise Fail(f"{short(patch)} is cut short or damaged at line {i}")
+            if kind != "+":
+                old.append(last)
+            if kind != "-":
+                new.append(last)
+        found.append((before, after, int(head[1]), old, new))
+    return found
+
+
+def apply_patch(folder, patch):
+    """Apply a patch in `folder`.
+
+    Each hunk must match in full. Where its lines have moved, there must be only one place for it: a patch
+    that was made for another version must not go silently to where it does not belong.
+    """
+    number, shift = {}, {}
+    for before, after, line, old, new in hunks(patch):
+        name = before or after
+        number[name] = number.get(name, 0) + 1
+        path = folder / name
+        lines = path.read_bytes().decode(errors="surrogateescape").splitlines(keepends=True) if path.exists() else []
+        places = [at for at in range(len(lines) - len(old) + 1) if lines[at:at + len(old)] == old]
+        expected = max(line - 1, 0) + shift.get(name, 0)
+        if not old:             # a new file
+            places = [] if lines else [expected]
+        if expected not in places and len(places) != 1:
+            raise Fail(f"{short(patch)} does not apply: {name}, hunk {number[name]} (line {line}) "
+                       + (f"matches {len(places)} places" if places else
+                          "does not match" if path.exists() or not before else "has no such file"))
+        at = expected if expected in places else places[0]
+        lines[at:at + len(old)] = new
+        # As diff counts: both the offset and the change of length move what follows.
+        shift[name] = at - max(line - 1, 0) + len(new) - len(old)
+        if not after:
+            path.unlink()
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes("".join(lines).encode(errors="surrogateescape"))
+
+
+def short(path):
+    return str(path).removeprefix(f"{REPO}/")
 
 
 def record_of(tree):
@@ -119,11 +188,7 @@ def result(base, whole, patches):
                 (tmp / rel).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, tmp / rel)
         for patch in patches:
-            done = subprocess.run(["patch", "-p1", "-s", "-N", "-F3", "--no-backup-if-mismatch", "-r", "-",
-                                   "-d", tmp, "-i", patch], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-            if done.returncode:
-                said = " ".join((done.stdout + done.stderr).split())
-                raise Fail(f"patch {str(patch).removeprefix(f'{REPO}/')} does not apply: {said}")
+            apply_patch(tmp, patch)
         for rel in twice:
             shutil.copy2(whole[rel], tmp / rel)
         return {str(path.relative_to(tmp)): path.read_bytes() for path in tmp.rglob("*") if path.is_file()}

@@ -65,6 +65,48 @@ def overlaid(lab):
     raise Fail("a patch that does not apply is not noticed")
 
 
+def only_where_it_fits(lab):
+    """A patch follows lines that have moved, but never goes to a place that only looks like its own."""
+    ends = "static int f{0}(void)\n{{\n\treturn {0};\n}}\n\n"
+    function = "int g(int a)\n{\n\tif (a)\n\t\treturn 1;\n\treturn 0;\n}\n"
+    last = "\nint h(void);\n"
+    hunk = "@@ -4,5 +4,6 @@\n \t\treturn 1;\n \treturn 0;\n }\n+EXPORT_SYMBOL_GPL(g);\n \n int h(void);\n"
+    cases = {       # name: (the file, the patch's hunks, what comes out of it)
+        "as made": (function + last, hunk, function + "EXPORT_SYMBOL_GPL(g);\n" + last),
+        "moved": (ends.format(1) + function + last, hunk, ends.format(1) + function + "EXPORT_SYMBOL_GPL(g);\n" + last),
+        # patch -F3 puts the line behind the function that is there instead.
+        "another function": (function.replace("return 1", "return a") + last, hunk, Fail),
+        "another neighbour": (function + "\nint i(void);\n", hunk, Fail),
+        "two places": ("\n" + (function + last) * 2, hunk, Fail),
+        "two places, one as made": ((function + last) * 2, hunk, function + "EXPORT_SYMBOL_GPL(g);\n" + last + function + last),
+        "second hunk": (function + last, hunk + "@@ -30,1 +31,1 @@\n-nowhere\n+here\n", Fail),
+        "second hunk, moved": ("\n" + function + last + "end\n", hunk + "@@ -9,1 +10,2 @@\n end\n+more\n",
+                               "\n" + function + "EXPORT_SYMBOL_GPL(g);\n" + last + "end\nmore\n"),
+        "no newline at the end": ("a\nb", "@@ -1,2 +1,2 @@\n a\n-b\n\\ No newline at end of file\n+c\n", "a\nc\n"),
+        "cut short": (function + last, hunk.removesuffix(" int h(void);\n"), Fail),
+        "no such file": (None, hunk, Fail),
+        "is there already": ("a\n", "@@ -0,0 +1,1 @@\n+a\n", Fail),
+        "new": (None, "@@ -0,0 +1,1 @@\n+a\n", "a\n"),
+    }
+    with tempfile.TemporaryDirectory() as tmp:
+        tree, patch = Path(tmp) / "tree", Path(tmp) / "x.patch"
+        tree.mkdir()
+        for name, (before, hunks, after) in cases.items():
+            (tree / "f.c").unlink(missing_ok=True)
+            if before is not None:
+                (tree / "f.c").write_text(before)
+            patch.write_text(f"--- {'/dev/null' if '-0,0' in hunks else 'a/f.c'}\n+++ b/f.c\n{hunks}")
+            try:
+                got = overlay.result(tree, {}, [patch])["f.c"].decode()
+            except Fail as failure:
+                got, said = Fail, str(failure)
+                wanted = "damaged" if name == "cut short" else f"f.c, hunk {hunks.count('@@ -')}"
+                if "x.patch" not in said or wanted not in said:
+                    raise Fail(f"{name}: the message does not say {wanted}: {said}") from failure
+            if got != after:
+                raise Fail(f"{name}: got {got!r}")
+
+
 def archived(lab):
     """busybox's cpio reads what our writer writes."""
     data = initramfs.newc({"etc/lab/run": (0o755, b"echo '$x'\n"), "odd": (0o644, b"abc")})
@@ -79,5 +121,6 @@ CASES = {
     "lab-judge": judged,
     "lab-judge-reports": each_report_is_seen,
     "lab-overlay": overlaid,
+    "lab-overlay-place": only_where_it_fits,
     "lab-initramfs": archived,
 }
