@@ -361,9 +361,9 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_run_t);
 
 struct pv_iommu_limits {
     /* OUT: highest max_ctx_no that IOMMU_init accepts. */
-    u32 max_ctx_no;
+    uint32_t max_ctx_no;
     /* OUT: highest arena_order that IOMMU_init accepts. */
-    u32 arena_order;
+    uint32_t arena_order;
 };
 typedef struct pv_iommu_limits pv_iommu_limits_t;
 DEFINE_XEN_GUEST_HANDLE(pv_iommu_limits_t);
@@ -394,14 +394,14 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_limits_t);
 
 struct pv_iommu_nested_format {
     /* OUT: mask of page sizes, in bytes. */
-    u64 pgsize_mask;
+    uint64_t pgsize_mask;
     /* OUT: IOMMU_NESTED_INFO_* */
-    u32 flags;
+    uint32_t flags;
     /* OUT: bits of a device address. */
-    u8 input_bits;
+    uint8_t input_bits;
     /* OUT: bits of an address in the table. */
-    u8 output_bits;
-    u16 pad;
+    uint8_t output_bits;
+    uint16_t pad;
 };
 typedef struct pv_iommu_nested_format pv_iommu_nested_format_t;
 DEFINE_XEN_GUEST_HANDLE(pv_iommu_nested_format_t);
@@ -425,13 +425,13 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_nested_format_t);
 
 struct pv_iommu_alloc_nested {
     /* OUT: number of the new context. */
-    u16 ctx_no;
+    uint16_t ctx_no;
     /* IN: frame of the root of the table. */
-    u64 pgtable_gfn;
+    uint64_t pgtable_gfn;
     /* IN: IOMMU_NESTED_FMT_* */
-    u64 nested_flags;
+    uint64_t nested_flags;
     /* IN: frame for the hypervisor's use; not in the drafts. */
-    u64 desc_gfn;
+    uint64_t desc_gfn;
 };
 typedef struct pv_iommu_alloc_nested pv_iommu_alloc_nested_t;
 DEFINE_XEN_GUEST_HANDLE(pv_iommu_alloc_nested_t);
@@ -468,19 +468,19 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_alloc_nested_t);
 
 struct pv_iommu_fault {
     /* OUT: device address, in bytes. */
-    u64 addr;
+    uint64_t addr;
     /* OUT: the device, by its requester id. */
     struct physdev_pci_device dev;
     /* OUT: context that it is in. */
-    u16 ctx_no;
-    u16 pad;
+    uint16_t ctx_no;
+    uint16_t pad;
     /* OUT: IOMMU_FAULT_* */
-    u32 flags;
+    uint32_t flags;
     /* OUT: what the hardware says; depends on its vendor. */
-    u32 reason;
+    uint32_t reason;
     /* OUT: faults that were lost before this one. */
-    u32 lost;
-    u32 pad2;
+    uint32_t lost;
+    uint32_t pad2;
 };
 typedef struct pv_iommu_fault pv_iommu_fault_t;
 DEFINE_XEN_GUEST_HANDLE(pv_iommu_fault_t);
