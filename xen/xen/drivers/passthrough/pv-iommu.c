@@ -1875,7 +1875,7 @@ static int op_query(struct domain *d, const struct pv_iommu *pv,
     memset(&cap, 0, sizeof(cap));
     cap.max_iova_addr = ((hw.max_dfn + 1) << PAGE_SHIFT) - 1;
     cap.cap_flags = IOMMUCAP_deferred_flush | IOMMUCAP_deferred_unmap |
-                    IOMMUCAP_runs;
+                    IOMMUCAP_runs | IOMMUCAP_faults;
     /* Without snoop control a device decides for itself. */
     if ( iommu_snoop )
         cap.cap_flags |= IOMMUCAP_cache;
@@ -3140,6 +3140,7 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
     {
     case IOMMU_query_capabilities:
     case IOMMU_init:
+    case IOMMU_get_faults:
         break;
 
     case IOMMU_alloc_context:
@@ -3226,6 +3227,9 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
     case IOMMU_flush_pages:
         rc = op_flush(pv, arg);
         break;
+
+    case IOMMU_get_faults:
+        return pv_iommu_get_faults(d, a1, a2);
 
     case IOMMU_map_range:
     case IOMMU_unmap_range:

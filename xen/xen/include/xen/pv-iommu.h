@@ -141,6 +141,12 @@ int pv_iommu_domain_destroy(struct domain *d);
 /* The hardware domain's devices have been set up. */
 void pv_iommu_hwdom_init(struct domain *d);
 void pv_iommu_dump(const struct domain *d);
+/* Report a fault to the domain that has the device; reason is the vendor's. */
+void pv_iommu_fault(pci_sbdf_t sbdf, uint64_t addr, bool write,
+                    unsigned int reason);
+/* IOMMU_get_faults: the number of faults that were moved, or an error. */
+long pv_iommu_get_faults(struct domain *d, unsigned long buf, unsigned long nr);
+void pv_iommu_faults_free(struct domain *d);
 extern bool opt_pv_iommu_no_dma;
 
 #else
@@ -184,6 +190,9 @@ static inline int pv_iommu_domain_destroy(struct domain *d)
 
 static inline void pv_iommu_hwdom_init(struct domain *d) {}
 static inline void pv_iommu_dump(const struct domain *d) {}
+static inline void pv_iommu_fault(pci_sbdf_t sbdf, uint64_t addr, bool write,
+                                  unsigned int reason) {}
+static inline void pv_iommu_faults_free(struct domain *d) {}
 
 #endif /* CONFIG_PV_IOMMU */
 
