@@ -1,6 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
 # Install the Debian packages of packages.txt that are missing, and for tests those of packages-test.txt, then start the lab.
+# bootstrap.sh packages LIST: only install those of that list.
 set -eu
 lab=$(dirname "$0")
 PATH=$PATH:/usr/sbin:/sbin
@@ -9,6 +10,7 @@ export PATH
 missing=
 lists=$lab/packages.txt
 [ "$1" != test ] || lists="$lists $lab/packages-test.txt"
+[ "$1" != packages ] || lists=$lab/$2
 while read -r package probe; do
 	case $package in ''|'#'*) continue ;; esac
 	case $probe in
@@ -37,4 +39,5 @@ if [ -n "$missing" ]; then
 		exit 1
 	fi
 fi
+[ "$1" != packages ] || exit 0
 exec python3 "$lab/lab.py" "$@"
