@@ -48,6 +48,9 @@
 #define min(x, y) ({ typeof(x) x_ = (x); typeof(y) y_ = (y); x_ < y_ ? x_ : y_; })
 #define max(x, y) ({ typeof(x) x_ = (x); typeof(y) y_ = (y); x_ > y_ ? x_ : y_; })
 #define ACCESS_ONCE(x) (*(volatile typeof(x) *)&(x))
+#define container_of(p, t, m) ((t *)((char *)(p) - offsetof(t, m)))
+#define EXPORT_SYMBOL(s)
+#include "rbtree.c"
 typedef struct { unsigned int counter; } atomic_t;
 #define atomic_inc(a) ((a)->counter++)
 #define atomic_read(a) ((a)->counter)
@@ -98,7 +101,7 @@ static int lock_level[8], lock_depth;
 static int level_of(const char *name)
 {
     return strstr(name, "init_lock") ? 1 : strstr(name, "ctx->lock") ? 2
-           : strstr(name, "grant_lock") ? 4 : 3;
+           : strstr(name, "b->lock") ? 4 : 3;
 }
 #define DEFINE_SPINLOCK(n) spinlock_t n
 #define spin_lock_init(l) (*(l) = (spinlock_t){ 0 })
@@ -131,6 +134,7 @@ struct pci_dev;
 struct domain {
     domid_t domain_id;
     bool is_dying, hwdom, translated;
+    int refs;
     struct domain_iommu iommu;
     struct pci_dev *pdevs;
 };
@@ -141,10 +145,12 @@ static struct domain *const dom_io = &dom_io_;
 #define dom_iommu(d) (&(d)->iommu)
 #define is_hardware_domain(d) ((d)->hwdom)
 #define is_control_domain(d) ((d)->hwdom)
-#define get_knownalive_domain(d) abort()
+#define get_knownalive_domain(d) ((d)->refs++)
+#define put_domain(d) ((d)->refs--)
 #define is_system_domain(d) ((d) == dom_io)
 #define is_iommu_enabled(d) true
 #define paging_mode_translate(d) ((d)->translated)
+#define paging_mode_external(d) ((d)->translated)
 
 /* Pages */
 typedef struct { unsigned long m; } mfn_t;
@@ -226,25 +232,6 @@ static void page_list_move(struct page_list_head *to, struct page_list_head *h)
         page_list_add_tail(p, to);
 }
 
-/* A radix tree, in the simplest way. */
-struct radix_tree_root { void *item[NR_PAGES]; };
-#define radix_tree_init(r) memset(r, 0, sizeof(*(r)))
-#define radix_tree_lookup(r, i) ((r)->item[i])
-#define radix_tree_delete(r, i) ((r)->item[i] = NULL)
-static int radix_tree_insert(struct radix_tree_root *r, unsigned long i, void *p)
-{
-    assert(!r->item[i]);
-    r->item[i] = p;
-    return 0;
-}
-static void radix_tree_destroy(struct radix_tree_root *r, void (*fn)(void *))
-{
-    unsigned long i;
-
-    for ( i = 0; i < NR_PAGES; i++ )
-        if ( r->item[i] )
-            fn(r->item[i]);
-}
 static void gnttab_end_mapping(struct domain *ld, struct domain *rd,
                                grant_ref_t ref, mfn_t mfn, uint16_t flags);
 
@@ -289,6 +276,7 @@ static bool iommu_snoop = true;
 #define iommu_sync_cache(p, n) ((void)(p))
 
 #define PGT_writable_page 1
+static int p2m_locks;
 static bool tlb_has_frame(unsigned long mfn, bool write);
 
 #define page_get_owner(pg) ((pg)->owner)
@@ -301,6 +289,8 @@ static struct domain *page_get_owner_and_reference(struct page_info *pg)
 }
 static bool get_page_type(struct page_info *pg, unsigned long type)
 {
+    /* Of a page table it may take the locks of its owner's paging mode. */
+    assert(!p2m_locks && !lock_depth);
     if ( pg->other_type )
         return false;
     pg->writable++;
@@ -328,7 +318,6 @@ typedef enum { p2m_access_n, p2m_access_rw, p2m_access_rwx, p2m_access_w,
 #define P2M_ALLOC 1
 #define p2m_get_hostp2m(d) (d)
 static p2m_type_t p2m_type[NR_PAGES];
-static int p2m_locks;
 static unsigned long p2m_mfn(unsigned long gfn)
 {
     return gfn >= 1700 && gfn < 1710 ? 0x5008 + gfn - 1700 : gfn;

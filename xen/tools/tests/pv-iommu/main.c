@@ -218,7 +218,7 @@ static int hw_init(struct pv_iommu_hw *h)
 }
 
 static domid_t next_tag = 0x8000;
-static bool fail_flush, fail_attach, flush_failed;
+static bool fail_attach;
 static unsigned long flushes;
 
 static int ctx_init(struct pv_iommu_ctx *ctx)
@@ -246,11 +246,6 @@ static int flush(struct pv_iommu_ctx *ctx, dfn_t dfn, unsigned long nr,
 
     assert(!lock_depth);
     flushes++;
-    if ( fail_flush )
-    {
-        flush_failed = true;
-        return -ETIMEDOUT;
-    }
     if ( !(flags & IOMMU_FLUSHF_modified) )
         return 0;
     for ( i = 0; i < NR_TLB; i++ )
@@ -362,15 +357,12 @@ static long call_runs(bool map, unsigned int c, unsigned long flags,
 /* Does a mapping of this frame need a reference to its type? */
 static bool typed(unsigned long gfn, unsigned int prot)
 {
-    p2m_type_t t = p2m_type[gfn];
-
     return (prot & IOMMU_MAP_writeable) &&
-           (!dom0.translated || t == p2m_map_foreign ||
-            t == p2m_grant_map_rw || t == p2m_grant_map_ro);
+           !paging_mode_external(frame_table[gfn].owner);
 }
 
-/* PV: mappings of grants, read-only and writable. */
-static unsigned int granted_ro[NR_PAGES], granted_rw[NR_PAGES];
+/* Grants that are mapped, by frame: read-only and writable ones. */
+static unsigned int live[NR_PAGES][2];
 
 /* 0, or the error for mapping this frame. */
 static int model_gfn(unsigned long gfn, unsigned int prot)
@@ -391,7 +383,7 @@ static int model_gfn(unsigned long gfn, unsigned int prot)
             return -ENOENT;
         if ( frame_table[gfn].owner == dom_io )
             return -EPERM;
-        if ( write && granted_ro[gfn] && !granted_rw[gfn] )
+        if ( write && live[gfn][RO] && !live[gfn][RW] )
             return -EPERM;
     }
     else
@@ -571,74 +563,7 @@ static void forget(unsigned int c)
     memset(&model[c], 0, sizeof(model[c]));
 }
 
-/* Grants: how often each frame is mapped, and how often its owner thinks so. */
-static unsigned int grants_pinned[NR_PAGES], grants_ended;
-
-static bool is_grant(unsigned long gfn)
-{
-    if ( frame_table[gfn].owner != &domU )
-        return false;
-    return !dom0.translated || p2m_type[gfn] == p2m_grant_map_rw ||
-           p2m_type[gfn] == p2m_grant_map_ro;
-}
-
-static void gnttab_end_mapping(struct domain *ld, struct domain *rd,
-                               grant_ref_t ref, mfn_t mfn, uint16_t flags)
-{
-    assert(ld == &dom0 && rd == &domU && ref == mfn_x(mfn) + 7 && flags == 2);
-    assert(!p2m_locks && !tlb_has_frame(mfn_x(mfn), false));
-    assert(grants_pinned[mfn_x(mfn)]);
-    grants_pinned[mfn_x(mfn)]--;
-    grants_ended++;
-}
-
-/* The domain ends a grant: held as long as any context has the frame. */
-static void end_a_grant(void)
-{
-    unsigned long gfn = 1100 + rnd(10), i;
-    bool held, mapped = false, deferred = false;
-    unsigned int c;
-
-    if ( !is_grant(gfn) )
-        return;
-    for ( c = 1; c <= NR_CTX; c++ )
-    {
-        const struct pv_iommu_ctx *ctx = dom0.iommu.pv->ctx[c];
-
-        deferred |= ctx && ctx->def_head != ctx->def_tail;
-        for ( i = 0; i < NR_DFN; i++ )
-            mapped |= model[c].map[i].prot && model[c].map[i].gfn == gfn;
-    }
-    if ( grants_pinned[gfn] > 20 )
-        return;
-    grants_pinned[gfn]++;
-    held = pv_iommu_hold_grant(&dom0, &domU, gfn + 7, _mfn(gfn), 2);
-    /* Only a flush that failed can leave a frame of another domain behind. */
-    assert(held || !mapped);
-    assert(!held || mapped || (deferred && flush_failed));
-    if ( !held )
-        grants_pinned[gfn]--;
-}
-
-static void map_or_unmap_a_grant(void)
-{
-    unsigned long gfn = 1100 + rnd(10);
-    bool ro = rnd(2);
-    unsigned int *n = ro ? granted_ro : granted_rw;
-
-    if ( n[gfn] && rnd(3) )
-    {
-        pv_iommu_grant_unmapped(&dom0, _mfn(gfn), ro);
-        n[gfn]--;
-    }
-    else
-    {
-        int rc = pv_iommu_grant_mapped(&dom0, _mfn(gfn), ro);
-
-        assert(rc == !dom0.translated);
-        n[gfn] += rc;
-    }
-}
+#include "grants.c"
 
 static unsigned long oom;
 
@@ -805,27 +730,10 @@ static void random_call(void)
             .ctx_no = c, .dfn = dfn, .nr_pages = nr, .pgsize = 4096U << order,
             .unmap_flags = rnd(2),
         };
-        fail_flush = !op.unmap_flags && !rnd(10);
         ret = call(IOMMU_unmap_pages, &op);
         if ( !model[c].used || model[c].identity )
         {
             assert(ret == -EINVAL);
-            fail_flush = false;
-            break;
-        }
-        if ( fail_flush )
-        {
-            /* The frames stay, until a flush succeeds. */
-            fail_flush = false;
-            assert(!op.unmapped || ret == -ETIMEDOUT || ret == -ENOENT ||
-                   ret == -EADDRNOTAVAIL);
-            model_unmap(c, dfn, (unsigned long)op.unmapped << order, &rc);
-            assert(!rc);
-            /* And a part of the next page, if it is large. */
-            dfn += (unsigned long)op.unmapped << order;
-            for ( n = 0; n < mask && dfn + n < NR_DFN; n++ )
-                if ( !hw_walk(dom0.iommu.pv->ctx[c], dfn + n, false, NULL) )
-                    model[c].map[dfn + n].prot = 0;
             break;
         }
         if ( large )
@@ -922,8 +830,7 @@ static void set_up(bool translated, int format)
     memset(tlb, 0, sizeof(tlb));
     memset(pde, 0, sizeof(pde));
     memset(model, 0, sizeof(model));
-    memset(granted_ro, 0, sizeof(granted_ro));
-    memset(granted_rw, 0, sizeof(granted_rw));
+    grants_forget();
     for ( i = 0; i < 3; i++ )
         dev[i].pv_ctx = NULL;
 
@@ -938,6 +845,8 @@ static void set_up(bool translated, int format)
         if ( i >= 1100 && i < 1110 )
         {
             frame_table[i].owner = &domU;
+            /* Of the domain's page tables, if it is a PV domain. */
+            frame_table[i].other_type = i == 1105;
             p2m_type[i] = p2m_map_foreign + i % 3;
         }
         if ( i >= 1500 && i < 1504 )
@@ -972,8 +881,8 @@ static void tear_down(long allocs)
     preempt_every = 0;
     assert(!dom0.iommu.pv && !heap_used && xen_allocs == allocs);
     for ( i = 0; i < FIRST_HEAP; i++ )
-        assert(frame_table[i].count == 1 && !frame_table[i].writable &&
-               !grants_pinned[i]);
+        assert(frame_table[i].count == 1 && !frame_table[i].writable);
+    grants_gone();
 }
 
 static void run_case(bool translated, int format, unsigned int order,
@@ -985,6 +894,7 @@ static void run_case(bool translated, int format, unsigned int order,
     pv_iommu_capabilities_t cap;
 
     set_up(translated, format);
+    domU.translated = order < 10;
     memset(seen_super, 0, sizeof(seen_super));
 
     /* Not enough memory: fails cleanly, and can be tried again. */
@@ -1004,27 +914,26 @@ static void run_case(bool translated, int format, unsigned int order,
     assert(call(IOMMU_query_capabilities, &cap) == 0 &&
            cap.max_ctx_no == NR_CTX);
 
-    oom = grants_ended = 0;
-    flush_failed = false;
+    oom = held_ended = 0;
     for ( i = 0; i < calls; i++ )
     {
         preempt_every = rnd(4) ? 0 : 1 + rnd(4);
         random_call();
-        end_a_grant();
-        map_or_unmap_a_grant();
+        random_grant();
+        check_grants();
         if ( !(i % 16) )
             verify();
     }
     verify();
 
     tear_down(allocs);
-    assert(grants_ended || !calls);
+    assert(held_ended || calls < 10000);
     assert(!calls || seen_super[2]);
     assert(!calls || order < 10 || seen_super[3] || hw_span(3) >= NR_DFN);
 
     printf("ok - %s, %s, %u pool pages, %lu calls (%lu out of memory, %u grants held)\n",
            translated ? "PVH" : "PV", format == FMT_VTD ? "VT-d" : "AMD-Vi",
-           1U << order, calls, oom, grants_ended);
+           1U << order, calls, oom, held_ended);
 }
 
 /* Superpages of the larger size, on purpose. */
@@ -1247,6 +1156,26 @@ static void run_huge(bool translated, int format)
            translated ? "PVH" : "PV", format == FMT_VTD ? "VT-d" : "AMD-Vi");
 }
 
+/* Grants, case by case. */
+
+static void run_grants(bool translated, bool external)
+{
+    pv_iommu_init_t init = { NR_CTX, 8 };
+    pv_iommu_alloc_t op = {};
+    long allocs = xen_allocs;
+
+    set_up(translated, FMT_VTD);
+    domU.translated = external;
+    assert(!call(IOMMU_init, &init));
+    assert(!call(IOMMU_alloc_context, &op));
+    grant_cases(op.ctx_no);
+    tear_down(allocs);
+    assert(!domU.refs);
+
+    printf("ok - grants, %s maps what %s granted\n", translated ? "PVH" : "PV",
+           external ? "PVH" : "PV");
+}
+
 int main(int argc, char **argv)
 {
     unsigned long seed = argc > 1 ? strtoul(argv[1], NULL, 0) : time(NULL);
@@ -1258,6 +1187,8 @@ int main(int argc, char **argv)
     state = seed * 2654435761UL + 1;
     for ( i = 0; i < 4; i++ )
         run_huge(i & 1, i >> 1);
+    for ( i = 0; i < 4; i++ )
+        run_grants(i & 1, i >> 1);
     for ( i = 0; i < 8; i++ )
         run_case(i & 1, (i >> 1) & 1, i & 4 ? 6 : 10, calls);
 

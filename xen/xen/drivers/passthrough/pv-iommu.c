@@ -24,10 +24,10 @@
  *                      contexts
  *   ctx->lock          the tables of a context
  *   pv->lock           the pool, and the array of contexts with their users
- *   pv->grant_lock     frames that are granted to the domain
+ *   pv->bucket[].lock  frames of other domains
  * P2M locks and hypercall copies are taken with none of the latter three held,
- * other than that pv->grant_lock is taken inside of P2M locks.  Grant table
- * locks are taken inside of ctx->lock, and nest with none of the others.
+ * other than that a bucket's lock is taken inside of P2M locks.  Grant table
+ * locks, and types of pages, are taken with none of them all held.
  */
 
 #include <xen/event.h>
@@ -43,7 +43,7 @@
 #include <xen/param.h>
 #include <xen/pci.h>
 #include <xen/pv-iommu.h>
-#include <xen/radix-tree.h>
+#include <xen/rbtree.h>
 #include <xen/sched.h>
 #include <xen/xvmalloc.h>
 
@@ -427,199 +427,303 @@ static void trim_empty(struct pv_iommu_ctx *ctx, unsigned int keep)
  */
 
 /*
- * A frame of another domain that contexts map.  It may be a grant, which then
- * must not end, as far as its owner can tell, before the frame is unmapped.
+ * Frames of other domains
+ *
+ * What a domain was granted, it may map for its devices.  The granter must find
+ * such a grant in use as long as a device can reach the frame, and no other grant
+ * of the frame is mapped that allows the same.  For each frame there is thus the
+ * number of grants of it that are mapped (live), of entries that contexts have
+ * (io, including those that are yet to be flushed), and the one grant, at most,
+ * whose end waits for the contexts.
+ *
+ * A grant counts as live from before the domain can map it into a context, and up
+ * to after it no longer can.  The end of a grant never needs memory.
  */
-struct granted {
-    /* Entries of contexts. */
-    unsigned long nr;
-    /*
-     * Grants that are mapped, read-only and writable, since IOMMU_init.  Only in
-     * PV: elsewhere the P2M knows.
-     */
-    unsigned int ro, rw;
-    /* Grants that the domain ended meanwhile. */
-    struct ended {
-        struct ended *next;
+enum { RO, RW };
+
+struct foreign {
+    struct rb_node node;
+    unsigned long mfn;
+    unsigned long io[2];
+    unsigned int live[2];
+    /* The grant that is held, if rd is set, by GNTMAP_* what of it. */
+    struct held {
         struct domain *rd;
         grant_ref_t ref;
         uint16_t flags;
-    } *ended;
+    } held;
 };
 
-static struct granted *granted_find(struct pv_iommu *pv, mfn_t mfn)
+/* Devices may reach the frame, but no grant that is live lets them. */
+static bool wants_grant(const struct foreign *f)
 {
-    struct granted *g = radix_tree_lookup(&pv->granted, mfn_x(mfn));
-
-    if ( !g )
-    {
-        g = xzalloc(struct granted);
-        if ( g && radix_tree_insert(&pv->granted, mfn_x(mfn), g) )
-            XFREE(g);
-    }
-
-    return g;
+    return f->io[RW] ? !f->live[RW] : f->io[RO] && !f->live[RO] && !f->live[RW];
 }
 
-static void granted_free(struct pv_iommu *pv, mfn_t mfn, struct granted *g)
+static struct pv_iommu_bucket *foreign_lock(struct pv_iommu *pv, mfn_t mfn)
 {
-    if ( g->nr || g->ro || g->rw )
+    struct pv_iommu_bucket *b = &pv->bucket[mfn_x(mfn) % PV_IOMMU_NR_BUCKETS];
+
+    spin_lock(&b->lock);
+
+    return b;
+}
+
+static struct foreign *foreign_find(struct pv_iommu_bucket *b, mfn_t mfn,
+                                    bool alloc)
+{
+    struct rb_node **link = &b->frames.rb_node, *parent = NULL;
+    struct foreign *f;
+
+    while ( *link )
+    {
+        parent = *link;
+        f = rb_entry(parent, struct foreign, node);
+        if ( mfn_x(mfn) == f->mfn )
+            return f;
+        link = mfn_x(mfn) < f->mfn ? &parent->rb_left : &parent->rb_right;
+    }
+
+    f = alloc ? xzalloc(struct foreign) : NULL;
+    if ( f )
+    {
+        f->mfn = mfn_x(mfn);
+        rb_link_node(&f->node, parent, link);
+        rb_insert_color(&f->node, &b->frames);
+    }
+
+    return f;
+}
+
+static void end_held(struct pv_iommu *pv, mfn_t mfn, const struct held *held)
+{
+    if ( !held->rd )
         return;
 
-    radix_tree_delete(&pv->granted, mfn_x(mfn));
-    xfree(g);
+    gnttab_end_mapping(pv->d, held->rd, held->ref, mfn, held->flags);
+    put_domain(held->rd);
 }
 
-static int grant_get(struct pv_iommu *pv, mfn_t mfn, bool write)
+/*
+ * To be called after any change but the end of a grant, and by that.  Ends the
+ * grant that is held if there is no need for it now.
+ */
+static void foreign_unlock(struct pv_iommu *pv, struct pv_iommu_bucket *b,
+                           struct foreign *f)
 {
-    struct granted *g;
+    struct held held = {};
+    mfn_t mfn = _mfn(f->mfn);
+
+    if ( f->held.rd && !wants_grant(f) )
+    {
+        held = f->held;
+        f->held.rd = NULL;
+    }
+
+    if ( !f->io[RO] && !f->io[RW] && !f->live[RO] && !f->live[RW] )
+    {
+        rb_erase(&f->node, &b->frames);
+        xfree(f);
+    }
+
+    spin_unlock(&b->lock);
+
+    end_held(pv, mfn, &held);
+}
+
+/* A context is to have an entry for the frame. The P2M may be locked. */
+static int foreign_get(struct pv_iommu *pv, mfn_t mfn, bool write)
+{
+    struct pv_iommu_bucket *b = foreign_lock(pv, mfn);
+    struct foreign *f = foreign_find(b, mfn, true);
     int rc = 0;
 
-    spin_lock(&pv->grant_lock);
-
-    g = granted_find(pv, mfn);
-    if ( !g )
+    if ( !f )
         rc = -ENOMEM;
-    else if ( write && g->ro && !g->rw )
+    /* In PV nothing else tells that a frame must not be written to. */
+    else if ( write && f->live[RO] && !f->live[RW] &&
+              !paging_mode_translate(pv->d) )
         rc = -EPERM;
     else
-        g->nr++;
+        f->io[write]++;
 
-    spin_unlock(&pv->grant_lock);
+    /* Nothing became superfluous: no grant ends here. */
+    spin_unlock(&b->lock);
 
     return rc;
 }
 
-static void grant_put(struct pv_iommu *pv, mfn_t mfn)
+/* The entry is gone, and flushed. No lock may be held. */
+static void foreign_put(struct pv_iommu *pv, mfn_t mfn, bool write)
 {
-    struct ended *ended = NULL, *e;
-    struct granted *g;
+    struct pv_iommu_bucket *b = foreign_lock(pv, mfn);
+    struct foreign *f = foreign_find(b, mfn, false);
 
-    spin_lock(&pv->grant_lock);
-
-    g = radix_tree_lookup(&pv->granted, mfn_x(mfn));
-    if ( !g )
+    if ( !f || !f->io[write] )
+    {
         ASSERT_UNREACHABLE();
-    else if ( !--g->nr )
-    {
-        ended = g->ended;
-        g->ended = NULL;
-        granted_free(pv, mfn, g);
+        spin_unlock(&b->lock);
+        return;
     }
 
-    spin_unlock(&pv->grant_lock);
-
-    while ( (e = ended) )
-    {
-        ended = e->next;
-        gnttab_end_mapping(pv->d, e->rd, e->ref, mfn, e->flags);
-        xfree(e);
-    }
+    f->io[write]--;
+    foreign_unlock(pv, b, f);
 }
 
-int pv_iommu_grant_mapped(struct domain *ld, mfn_t mfn, bool readonly)
-{
-    struct pv_iommu *pv = ACCESS_ONCE(dom_iommu(ld)->pv);
-    struct granted *g;
-    int rc = 1;
-
-    if ( likely(!pv) || paging_mode_translate(ld) )
-        return 0;
-
-    spin_lock(&pv->grant_lock);
-
-    g = granted_find(pv, mfn);
-    if ( !g )
-        rc = -ENOMEM;
-    else if ( readonly )
-        g->ro++;
-    else
-        g->rw++;
-
-    spin_unlock(&pv->grant_lock);
-
-    return rc;
-}
-
-void pv_iommu_grant_unmapped(struct domain *ld, mfn_t mfn, bool readonly)
+int pv_iommu_begin_grant(struct domain *ld, mfn_t mfn, bool readonly)
 {
     struct pv_iommu *pv = dom_iommu(ld)->pv;
-    struct granted *g;
+    struct pv_iommu_bucket *b = foreign_lock(pv, mfn);
+    struct foreign *f = foreign_find(b, mfn, true);
 
-    spin_lock(&pv->grant_lock);
+    if ( f )
+        f->live[!readonly]++;
 
-    g = radix_tree_lookup(&pv->granted, mfn_x(mfn));
-    if ( !g || !(readonly ? g->ro : g->rw) )
-        ASSERT_UNREACHABLE();
-    else
-    {
-        if ( readonly )
-            g->ro--;
-        else
-            g->rw--;
-        granted_free(pv, mfn, g);
-    }
+    spin_unlock(&b->lock);
 
-    spin_unlock(&pv->grant_lock);
+    return f ? 1 : -ENOMEM;
 }
 
-bool pv_iommu_hold_grant(struct domain *ld, struct domain *rd, grant_ref_t ref,
-                         mfn_t mfn, uint16_t flags)
+void pv_iommu_grant_mapped(struct domain *ld, mfn_t mfn)
 {
-    struct pv_iommu *pv = ACCESS_ONCE(dom_iommu(ld)->pv);
-    struct granted *g;
-    bool hold = false;
+    struct pv_iommu *pv = dom_iommu(ld)->pv;
+    struct pv_iommu_bucket *b = foreign_lock(pv, mfn);
+    struct foreign *f = foreign_find(b, mfn, false);
 
-    if ( likely(!pv) )
-        return false;
+    /* It may have been unmapped again by now. */
+    if ( f )
+        foreign_unlock(pv, b, f);
+    else
+        spin_unlock(&b->lock);
+}
 
-    spin_lock(&pv->grant_lock);
+bool pv_iommu_end_grant(struct domain *ld, struct domain *rd, grant_ref_t ref,
+                        mfn_t mfn, uint16_t flags, bool begun)
+{
+    struct pv_iommu *pv = dom_iommu(ld)->pv;
+    struct pv_iommu_bucket *b = foreign_lock(pv, mfn);
+    struct foreign *f = foreign_find(b, mfn, false);
+    bool write = !(flags & GNTMAP_readonly), hold = false;
+    struct held old = {};
 
-    g = radix_tree_lookup(&pv->granted, mfn_x(mfn));
-    if ( g && g->nr )
+    if ( !f || (begun && !f->live[write]) )
     {
-        struct ended *e = xzalloc(struct ended);
-
-        hold = true;
-        if ( e )
-        {
-            e->rd = rd;
-            e->ref = ref;
-            e->flags = flags;
-            e->next = g->ended;
-            g->ended = e;
-        }
-        else
-            /* Rather than with the device it stays with nobody. */
-            printk(XENLOG_G_ERR "%pd: grant %#x of %pd leaked\n", ld, ref, rd);
+        ASSERT(!begun);
+        spin_unlock(&b->lock);
+        return false;
     }
 
-    spin_unlock(&pv->grant_lock);
+    if ( begun )
+        f->live[write]--;
+
+    /* What is held already may do, and a read-only grant may not. */
+    if ( (flags & (GNTMAP_device_map | GNTMAP_host_map)) && wants_grant(f) &&
+         (write || !f->io[RW]) &&
+         (!f->held.rd || (write && (f->held.flags & GNTMAP_readonly))) )
+    {
+        get_knownalive_domain(rd);
+        old = f->held;
+        f->held = (struct held){ rd, ref, flags };
+        hold = true;
+    }
+
+    foreign_unlock(pv, b, f);
+    end_held(pv, mfn, &old);
 
     return hold;
 }
 
+/* Records of grants that are mapped still. May return -ERESTART. */
+static int foreign_destroy(struct pv_iommu *pv)
+{
+    unsigned int i, n = 0;
+
+    for ( i = 0; i < PV_IOMMU_NR_BUCKETS; i++ )
+    {
+        struct rb_root *root = &pv->bucket[i].frames;
+
+        while ( root->rb_node )
+        {
+            struct foreign *f = rb_entry(root->rb_node, struct foreign, node);
+
+            ASSERT(!f->held.rd);
+            rb_erase(&f->node, root);
+            xfree(f);
+            if ( !(++n % 256) && hypercall_preempt_check() )
+                return -ERESTART;
+        }
+    }
+
+    return 0;
+}
+
+/*
+ * References
+ *
+ * A frame that a device can write to has a writable type reference, too, unless
+ * its owner is an external one, whose frames are never page or descriptor tables
+ * that Xen relies on.  Frames of other domains have sw_grant set, and sw_write
+ * then only says that the device may write.
+ */
+static bool is_typed(const struct page_info *pg, uint64_t pte)
+{
+    return (pte & hw.sw_write) &&
+           (!(pte & hw.sw_grant) || !paging_mode_external(page_get_owner(pg)));
+}
+
+/* Drop references, those to types only if typed. No lock may be held. */
 static void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn,
-                       unsigned long nr, uint64_t pte)
+                       unsigned long nr, uint64_t pte, bool typed)
 {
     struct page_info *pg;
+    unsigned long i;
 
     if ( pte & (hw.sw_noref | hw.sw_rsvd) )
         return;
 
-    if ( pte & hw.sw_grant )
+    for ( i = 0, pg = mfn_to_page(mfn); i < nr; i++, pg++ )
     {
-        unsigned long i;
-
-        for ( i = 0; i < nr; i++ )
-            grant_put(ctx->pv, mfn_add(mfn, i));
-    }
-
-    for ( pg = mfn_to_page(mfn); nr--; pg++ )
-        if ( pte & hw.sw_write )
+        if ( typed && is_typed(pg, pte) )
             put_page_and_type(pg);
         else
             put_page(pg);
+
+        /* The granter is told last. */
+        if ( pte & hw.sw_grant )
+            foreign_put(ctx->pv, mfn_add(mfn, i), pte & hw.sw_write);
+    }
+}
+
+/* Frames of other domains, for put_frames() once ctx->lock is dropped. */
+struct later {
+    unsigned int nr;
+    struct {
+        uint64_t pte;
+        unsigned long nr;
+    } entry[32];
+};
+
+/* Returns false if there is no room. */
+static bool put_later(struct later *later, uint64_t pte, unsigned long nr)
+{
+    if ( later->nr == ARRAY_SIZE(later->entry) )
+        return false;
+
+    later->entry[later->nr].pte = pte;
+    later->entry[later->nr].nr = nr;
+    later->nr++;
+
+    return true;
+}
+
+static void put_now(const struct pv_iommu_ctx *ctx, struct later *later)
+{
+    unsigned int i;
+
+    for ( i = 0; i < later->nr; i++ )
+        put_frames(ctx, pte_mfn(later->entry[i].pte), later->entry[i].nr,
+                   later->entry[i].pte, true);
+    later->nr = 0;
 }
 
 /* Not RAM, for which a reference would be needed. */
@@ -645,50 +749,34 @@ static long get_mmio(const struct domain *d, mfn_t mfn, unsigned long nr,
     return -EPERM;
 }
 
-/* Sets *grant for a frame that may be granted, i.e. one that isn't d's. */
-static int get_frame(const struct domain *d, struct page_info *pg, bool typed,
-                     bool foreign, bool *grant)
+/*
+ * Get a reference to a frame, but not to its type, as the P2M may be locked.  Sets
+ * the PTE bits.
+ */
+static int get_frame(const struct domain *d, struct page_info *pg, bool write,
+                     bool foreign, uint64_t *pte)
 {
     /* Unlike get_page() this does not log what a caller asked for in vain. */
     const struct domain *owner = page_get_owner_and_reference(pg);
+    int rc;
 
     if ( !owner )
         return -ENOENT;
 
-    if ( owner != d )
+    if ( owner == d )
     {
-        int rc = owner == dom_io ? -EXDEV
-                 : !foreign || is_system_domain(owner) ? -EPERM : 0;
-
-        if ( rc )
-        {
-            put_page(pg);
-            return rc;
-        }
+        *pte = write && !paging_mode_external(d) ? hw.sw_write : 0;
+        return 0;
     }
 
-    if ( typed && !get_page_type(pg, PGT_writable_page) )
-    {
+    rc = owner == dom_io ? -EXDEV
+         : !foreign || is_system_domain(owner) ? -EPERM
+         : foreign_get(dom_iommu(d)->pv, page_to_mfn(pg), write);
+    if ( rc )
         put_page(pg);
-        return -EPERM;
-    }
+    *pte = hw.sw_grant | (write ? hw.sw_write : 0);
 
-    *grant = owner != d && *grant;
-    if ( *grant )
-    {
-        int rc = grant_get(dom_iommu(d)->pv, page_to_mfn(pg), typed);
-
-        if ( rc )
-        {
-            if ( typed )
-                put_page_and_type(pg);
-            else
-                put_page(pg);
-            return rc;
-        }
-    }
-
-    return 0;
+    return rc;
 }
 
 /*
@@ -749,7 +837,7 @@ static void xlat_end(struct xlat *x)
  * the most frequent: memory of the domain's own.  Returns how many are.
  */
 static always_inline unsigned long get_own(const struct domain *d, mfn_t mfn,
-                                           unsigned long nr, bool typed)
+                                           unsigned long nr)
 {
     struct page_info *pg = mfn_to_page(mfn);
     unsigned long i;
@@ -758,8 +846,7 @@ static always_inline unsigned long get_own(const struct domain *d, mfn_t mfn,
     {
         const struct domain *owner = page_get_owner_and_reference(pg);
 
-        if ( likely(owner == d) &&
-             (!typed || likely(get_page_type(pg, PGT_writable_page))) )
+        if ( likely(owner == d) )
             continue;
         /* To be looked at once more, with more care. */
         if ( owner )
@@ -780,7 +867,6 @@ static long get_run(struct xlat *x, unsigned long gfn, unsigned long nr,
     struct domain *d = x->d;
     unsigned long i = 0;
     bool translate = paging_mode_translate(d), foreign = false, mmio = false;
-    bool typed, grant = false;
     long rc = 0;
 
     if ( translate )
@@ -792,7 +878,7 @@ static long get_run(struct xlat *x, unsigned long gfn, unsigned long nr,
         {
             *mfn = mfn_add(*mfn, gfn - x->gfn);
             *pte = 0;
-            i = get_own(d, *mfn, min(nr, x->gfn + x->nr - gfn), false);
+            i = get_own(d, *mfn, min(nr, x->gfn + x->nr - gfn));
             if ( i )
                 return i;
             *mfn = x->mfn;
@@ -805,15 +891,12 @@ static long get_run(struct xlat *x, unsigned long gfn, unsigned long nr,
             break;
 
         case p2m_map_foreign:
+        case p2m_grant_map_rw:
             foreign = true;
             break;
 
-        case p2m_grant_map_rw:
-            foreign = grant = true;
-            break;
-
         case p2m_grant_map_ro:
-            foreign = grant = true;
+            foreign = true;
             fallthrough;
         case p2m_ram_ro:
             if ( write )
@@ -847,7 +930,7 @@ static long get_run(struct xlat *x, unsigned long gfn, unsigned long nr,
         if ( mfn_valid(*mfn) && (nr == 1 || mfn_valid(mfn_add(*mfn, nr - 1))) )
         {
             *pte = write ? hw.sw_write : 0;
-            i = get_own(d, *mfn, nr, write);
+            i = get_own(d, *mfn, nr);
             if ( i )
                 return i;
         }
@@ -858,15 +941,9 @@ static long get_run(struct xlat *x, unsigned long gfn, unsigned long nr,
             mmio = !mfn_valid(*mfn);
         /* Nothing tells a frame's foreign mappings: be privileged over all. */
         foreign = is_hardware_domain(d) && is_control_domain(d);
-        grant = foreign;
     }
 
-    /*
-     * The type reference keeps page and descriptor tables out of reach.  A
-     * translated domain's own pages are never any.
-     */
-    typed = write && (!translate || foreign);
-    *pte = typed ? hw.sw_write : 0;
+    *pte = 0;
 
     if ( !rc && !mmio )
     {
@@ -878,20 +955,19 @@ static long get_run(struct xlat *x, unsigned long gfn, unsigned long nr,
 
         for ( ; i < nr; i++, pg++ )
         {
-            bool granted = grant;
+            uint64_t bits;
 
             rc = valid || mfn_valid(mfn_add(*mfn, i))
-                 ? get_frame(d, pg, typed, foreign, &granted) : -EXDEV;
+                 ? get_frame(d, pg, write, foreign, &bits) : -EXDEV;
             if ( rc )
                 break;
             if ( !i )
-                *pte |= granted ? hw.sw_grant : 0;
-            else if ( granted != !!(*pte & hw.sw_grant) )
+                *pte = bits;
+            else if ( bits != *pte )
             {
                 /* PV only: no P2M lock is held. Another run begins here. */
                 ASSERT(!translate);
-                put_frames(x->ctx, mfn_add(*mfn, i), 1,
-                           (*pte & ~hw.sw_grant) | (granted ? hw.sw_grant : 0));
+                put_frames(x->ctx, mfn_add(*mfn, i), 1, bits, false);
                 break;
             }
         }
@@ -1034,7 +1110,8 @@ static int install(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
             break;
         }
 
-        if ( large )
+        /* Frames of other domains are released one by one. */
+        if ( large && !(flags & hw.sw_grant) )
         {
             struct page_info *spare;
 
@@ -1200,17 +1277,22 @@ static int kill_frames(struct pv_iommu_ctx *ctx, unsigned long dfn,
     return rc;
 }
 
-/* Release the frames behind dead entries. To be called after the flush. */
-static void reap(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
+/*
+ * Release the frames behind dead entries. To be called after the flush.  Returns how
+ * far it got, less than nr if there is more than fits into later.
+ */
+static unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                          unsigned long nr, struct later *later)
 {
     const uint64_t state = hw.present | hw.sw_dead, dead = hw.sw_dead;
     const uint64_t special = hw.sw_noref | hw.sw_rsvd | hw.sw_grant;
-    const uint64_t typed = hw.sw_write;
+    const uint64_t typed = hw.sw_write, grant = hw.sw_grant;
     unsigned long i = 0;
+    bool full = false;
 
     ASSERT(spin_is_locked(&ctx->lock));
 
-    while ( i < nr )
+    while ( i < nr && !full )
     {
         unsigned long cur = dfn + i;
         unsigned int level = 1, idx, n, gone = 0;
@@ -1237,46 +1319,50 @@ static void reap(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
 
                 if ( (pte & state) != dead )
                     continue;
-                *ptep = 0;
-                gone++;
 
                 if ( unlikely(pte & special) )
                 {
-                    put_frames(ctx, pte_mfn(pte), 1, pte);
-                    continue;
+                    full = (pte & grant) && !put_later(later, pte, 1);
+                    if ( full )
+                        break;
+                }
+                else
+                {
+                    frame = mfn_to_page(pte_mfn(pte));
+                    if ( pte & typed )
+                        put_page_and_type(frame);
+                    else
+                        put_page(frame);
                 }
 
-                frame = mfn_to_page(pte_mfn(pte));
-                if ( pte & typed )
-                    put_page_and_type(frame);
-                else
-                    put_page(frame);
+                *ptep = 0;
+                gone++;
             }
             ctx->nr_frames -= gone;
             i += n;
         }
-
-        for ( ; idx + n < PT_ENTRIES && i < nr; n++ )
-        {
-            uint64_t pte = tbl[idx + n];
-
-            if ( pte && !pte_is_leaf(pte, level) )
-                break;
-
-            if ( (pte & state) == dead )
+        else
+            for ( ; idx + n < PT_ENTRIES && i < nr; n++ )
             {
-                /* A range that is dead always covers superpages wholly. */
-                ASSERT(!((dfn + i) & (span(level) - 1)) &&
-                       nr - i >= span(level));
-                tbl[idx + n] = 0;
-                put_frames(ctx, pte_mfn(pte), span(level), pte);
-                ctx->nr_frames -= span(level);
-                gone++;
-                pool_put(ctx, page_list_remove_head(&ctx->spare));
-                ctx->nr_spare--;
+                uint64_t pte = tbl[idx + n];
+
+                if ( pte && !pte_is_leaf(pte, level) )
+                    break;
+
+                if ( (pte & state) == dead )
+                {
+                    /* A range that is dead always covers superpages wholly. */
+                    ASSERT(!((dfn + i) & (span(level) - 1)) &&
+                           nr - i >= span(level));
+                    tbl[idx + n] = 0;
+                    put_frames(ctx, pte_mfn(pte), span(level), pte, true);
+                    ctx->nr_frames -= span(level);
+                    gone++;
+                    pool_put(ctx, page_list_remove_head(&ctx->spare));
+                    ctx->nr_spare--;
+                }
+                i += span(level) - ((dfn + i) & (span(level) - 1));
             }
-            i += span(level) - ((dfn + i) & (span(level) - 1));
-        }
         unmap_domain_page(tbl);
 
         if ( gone )
@@ -1284,6 +1370,8 @@ static void reap(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
     }
 
     trim_empty(ctx, MAX_EMPTY);
+
+    return min(i, nr);
 }
 
 static int flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn,
@@ -1356,6 +1444,7 @@ static int flush_ctx(struct pv_iommu_ctx *ctx)
 /* Release what was unmapped without a flush. May return -ERESTART. */
 static int flush_deferred(struct pv_iommu_ctx *ctx)
 {
+    struct later later = {};
     int rc = 0;
 
     if ( ACCESS_ONCE(ctx->def_tail) != ACCESS_ONCE(ctx->def_flushed) ||
@@ -1374,7 +1463,7 @@ static int flush_deferred(struct pv_iommu_ctx *ctx)
         unsigned long n = min(ctx->deferred[idx].nr,
                               PT_ENTRIES - (dfn & (PT_ENTRIES - 1)));
 
-        reap(ctx, dfn, n);
+        n = reap(ctx, dfn, n, &later);
         ctx->deferred[idx].dfn += n;
         ctx->deferred[idx].nr -= n;
         if ( !ctx->deferred[idx].nr )
@@ -1384,11 +1473,13 @@ static int flush_deferred(struct pv_iommu_ctx *ctx)
             break;
 
         spin_unlock(&ctx->lock);
+        put_now(ctx, &later);
         if ( hypercall_preempt_check() )
             return -ERESTART;
         spin_lock(&ctx->lock);
     }
     spin_unlock(&ctx->lock);
+    put_now(ctx, &later);
 
     return 0;
 }
@@ -1447,10 +1538,12 @@ static int finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
     while ( nr )
     {
         unsigned long n = min(nr, PT_ENTRIES - (dfn & (PT_ENTRIES - 1)));
+        struct later later = {};
 
         spin_lock(&ctx->lock);
-        reap(ctx, dfn, n);
+        n = reap(ctx, dfn, n, &later);
         spin_unlock(&ctx->lock);
+        put_now(ctx, &later);
         dfn += n;
         nr -= n;
     }
@@ -1532,7 +1625,7 @@ static void reclaim_others(struct pv_iommu *pv)
  * Release the entries of one table and the table. Returns false if there are
  * no tables left.
  */
-static bool zap_one(struct pv_iommu_ctx *ctx)
+static bool zap_one(struct pv_iommu_ctx *ctx, struct later *later)
 {
     struct page_info *pg = ctx->root, *parent = NULL;
     unsigned int level = hw.levels, i, at = 0, budget = 8;
@@ -1581,14 +1674,16 @@ static bool zap_one(struct pv_iommu_ctx *ctx)
         if ( !pte )
             continue;
 
-        if ( level > 1 && !budget-- )
+        if ( (level > 1 && !budget--) ||
+             ((pte & hw.sw_grant) && !put_later(later, pte, span(level))) )
         {
             unmap_domain_page(tbl);
             return true;
         }
 
         tbl[i] = 0;
-        put_frames(ctx, pte_mfn(pte), span(level), pte);
+        if ( !(pte & hw.sw_grant) )
+            put_frames(ctx, pte_mfn(pte), span(level), pte, true);
         ctx->nr_frames -= span(level);
         if ( level > 1 )
         {
@@ -1637,9 +1732,12 @@ static int ctx_teardown(struct pv_iommu_ctx *ctx, bool force)
     }
 
     do {
+        struct later later = {};
+
         spin_lock(&ctx->lock);
-        more = zap_one(ctx);
+        more = zap_one(ctx, &later);
         spin_unlock(&ctx->lock);
+        put_now(ctx, &later);
 
         if ( more && hypercall_preempt_check() )
             return -ERESTART;
@@ -1764,7 +1862,7 @@ static struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
  fail:
     spin_lock(&ctx->lock);
     trim_empty(ctx, 0);
-    while ( zap_one(ctx) )
+    while ( zap_one(ctx, NULL) )
         /* nothing: only reserved regions, if anything at all */;
     spin_unlock(&ctx->lock);
     pool_put_list(ctx, &ctx->stale);
@@ -1949,8 +2047,8 @@ static int init_step(struct domain *d, const struct pv_iommu_init *op,
 
         pv->d = d;
         spin_lock_init(&pv->lock);
-        spin_lock_init(&pv->grant_lock);
-        radix_tree_init(&pv->granted);
+        for ( i = 0; i < PV_IOMMU_NR_BUCKETS; i++ )
+            spin_lock_init(&pv->bucket[i].lock);
         INIT_PAGE_LIST_HEAD(&pv->pool);
         INIT_PAGE_LIST_HEAD(&pv->quirk_leaked);
         pv->max_ctx = op->max_ctx_no;
@@ -2354,6 +2452,44 @@ static bool runs_end(const struct runs *r)
 }
 
 /*
+ * Get the references to types, with the P2M no longer locked.  Returns how many pieces
+ * have them, the last one perhaps shortened; the others are dropped.
+ */
+static unsigned int get_types(const struct pv_iommu_ctx *ctx,
+                              struct piece *piece, unsigned int nr, int *rc)
+{
+    unsigned long i = 0;
+    unsigned int n, good;
+
+    for ( n = 0; n < nr; n++ )
+    {
+        struct page_info *pg;
+
+        if ( !(piece[n].pte & hw.sw_write) )
+            continue;
+
+        for ( i = 0, pg = mfn_to_page(piece[n].mfn); i < piece[n].nr;
+              i++, pg++ )
+            if ( is_typed(pg, piece[n].pte) &&
+                 unlikely(!get_page_type(pg, PGT_writable_page)) )
+                goto fail;
+    }
+
+    return nr;
+
+ fail:
+    *rc = -EPERM;
+    put_frames(ctx, mfn_add(piece[n].mfn, i), piece[n].nr - i, piece[n].pte,
+               false);
+    piece[n].nr = i;
+    good = n + !!i;
+    while ( ++n < nr )
+        put_frames(ctx, piece[n].mfn, piece[n].nr, piece[n].pte, false);
+
+    return good;
+}
+
+/*
  * Look up the next pieces, and get references to their frames.  Stops after
  * about as many frames as a table has entries.  Sets *rc if it has come to what
  * cannot be mapped; what comes before that can be.
@@ -2412,9 +2548,9 @@ static unsigned int get_pieces(const struct pv_iommu_ctx *ctx, struct runs *r,
 
  out:
     xlat_end(&x);
-    put_frames(ctx, extra.mfn, extra.nr, extra.pte);
+    put_frames(ctx, extra.mfn, extra.nr, extra.pte, false);
 
-    return n;
+    return get_types(ctx, piece, n, rc);
 }
 
 /*
@@ -2532,7 +2668,7 @@ static int put_pieces(struct pv_iommu_ctx *ctx, struct piece *piece,
     spin_unlock(&ctx->lock);
 
     for ( ; piece < end; piece++ )
-        put_frames(ctx, piece->mfn, piece->nr, piece->pte);
+        put_frames(ctx, piece->mfn, piece->nr, piece->pte, true);
 
     return rc == -EAGAIN ? -EADDRINUSE : rc;
 }
@@ -2775,7 +2911,8 @@ static int unmap_run(struct pv_iommu_ctx *ctx, unsigned long dfn,
     {
         unsigned long cur = dfn + *done, n, part = 0;
 
-        if ( *done >= UNMAP_BATCH ||
+        /* Grants may have to be ended, which takes longer. */
+        if ( *done >= UNMAP_BATCH || *grants ||
              (*done && (opt_drafts || hypercall_preempt_check())) )
             return -ERESTART;
 
@@ -3258,11 +3395,6 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
  * Domain destruction, boot, debugging
  */
 
-static void cf_check free_granted(void *g)
-{
-    xfree(g);
-}
-
 int pv_iommu_domain_destroy(struct domain *d)
 {
     struct domain_iommu *hd = dom_iommu(d);
@@ -3323,8 +3455,9 @@ int pv_iommu_domain_destroy(struct domain *d)
     /* Contexts that were leaked refer to it, and to the domain. */
     if ( !pv->nr_ctx )
     {
-        /* Grants that are mapped still, and go next. */
-        radix_tree_destroy(&pv->granted, free_granted);
+        /* The grants themselves go next. */
+        if ( foreign_destroy(pv) )
+            return -ERESTART;
         XVFREE(hd->pv);
     }
     else

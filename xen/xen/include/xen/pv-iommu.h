@@ -2,10 +2,12 @@
 #ifndef XEN__PV_IOMMU_H
 #define XEN__PV_IOMMU_H
 
+#include <xen/iommu.h>
 #include <xen/list.h>
 #include <xen/mm.h>
 #include <xen/pci.h>
-#include <xen/radix-tree.h>
+#include <xen/rbtree.h>
+#include <xen/sched.h>
 #include <xen/spinlock.h>
 #include <xen/types.h>
 
@@ -44,6 +46,7 @@ struct pv_iommu_hw {
 };
 
 #define PV_IOMMU_NR_DEFERRED 256
+#define PV_IOMMU_NR_BUCKETS 64
 
 struct pv_iommu_ctx {
     /* All contexts, protected by pcidevs_lock. */
@@ -109,9 +112,11 @@ struct pv_iommu {
     struct domain *d;
     /* Flushes of IOTLBs, for the debug key. */
     atomic_t nr_flushes;
-    /* Other domains' frames that contexts map, by number; and its lock. */
-    spinlock_t grant_lock;
-    struct radix_tree_root granted;
+    /* Frames of other domains. */
+    struct pv_iommu_bucket {
+        spinlock_t lock;
+        struct rb_root frames;
+    } bucket[PV_IOMMU_NR_BUCKETS];
     struct pv_iommu_ctx *ctx[]; /* [max_ctx + 1], [0] is unused */
 };
 
@@ -125,17 +130,22 @@ struct domain *pv_iommu_domid_owner(domid_t domid);
 /* Move a device back to the default context, to be called ahead of others. */
 int pv_iommu_release_pdev(struct pci_dev *pdev);
 /*
- * A PV domain maps a grant. 1: pv_iommu_grant_unmapped() has to follow, 0: it must
- * not, or an error.
+ * Grants that a domain maps, if it has contexts (pv_iommu_in_use()).
+ *
+ * begin: before the mapping exists.  1: end has to follow, or an error.
+ * mapped: after that.
+ * end: the last part of the mapping (flags: GNTMAP_*; without device_map and
+ * host_map there never was a mapping) is gone, from TLBs, too.  True if contexts still
+ * need the grant: gnttab_end_mapping() is called later, once they don't.
  */
-int pv_iommu_grant_mapped(struct domain *ld, mfn_t mfn, bool readonly);
-void pv_iommu_grant_unmapped(struct domain *ld, mfn_t mfn, bool readonly);
-/*
- * The domain ends a mapping of a grant (flags: GNTMAP_*). True if contexts still
- * map the frame: gnttab_end_mapping() is called once they don't.
- */
-bool pv_iommu_hold_grant(struct domain *ld, struct domain *rd, grant_ref_t ref,
-                         mfn_t mfn, uint16_t flags);
+int pv_iommu_begin_grant(struct domain *ld, mfn_t mfn, bool readonly);
+void pv_iommu_grant_mapped(struct domain *ld, mfn_t mfn);
+bool pv_iommu_end_grant(struct domain *ld, struct domain *rd, grant_ref_t ref,
+                        mfn_t mfn, uint16_t flags, bool begun);
+static always_inline bool pv_iommu_in_use(const struct domain *d)
+{
+    return unlikely(ACCESS_ONCE(dom_iommu(d)->pv));
+}
 /* Free everything, for a domain that dies. May return -ERESTART. */
 int pv_iommu_domain_destroy(struct domain *d);
 /* The hardware domain's devices have been set up. */
@@ -167,18 +177,22 @@ static inline int pv_iommu_release_pdev(struct pci_dev *pdev)
     return 0;
 }
 
-static inline int pv_iommu_grant_mapped(struct domain *ld, mfn_t mfn,
-                                        bool readonly)
+static inline int pv_iommu_begin_grant(struct domain *ld, mfn_t mfn,
+                                       bool readonly)
 {
     return 0;
 }
 
-static inline void pv_iommu_grant_unmapped(struct domain *ld, mfn_t mfn,
-                                           bool readonly) {}
+static inline void pv_iommu_grant_mapped(struct domain *ld, mfn_t mfn) {}
 
-static inline bool pv_iommu_hold_grant(
+static inline bool pv_iommu_end_grant(
     struct domain *ld, struct domain *rd, grant_ref_t ref, mfn_t mfn,
-    uint16_t flags)
+    uint16_t flags, bool begun)
+{
+    return false;
+}
+
+static inline bool pv_iommu_in_use(const struct domain *d)
 {
     return false;
 }
