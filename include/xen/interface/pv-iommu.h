@@ -258,6 +258,9 @@ struct pv_iommu_flush_pages {
 /*
  * IOMMU_reattach_device: moves a device into a context, 0 for the default one.
  *
+ * A device that is given to another domain comes back to the context that it was
+ * in. If that has been freed meanwhile, its DMA is blocked until it is moved.
+ *
  * -ENODEV: no such device (older: -ENOENT), or no IOMMU in front of it.
  * -EPERM: the device is not the caller's. The device stays where it was.
  */

@@ -427,6 +427,7 @@ struct pci_dev {
     uint8_t devfn, phantom_stride;
     bool broken;
     struct pv_iommu_ctx *pv_ctx;
+    bool pv_moving;
     struct pv_iommu_ctx *hw[8]; /* what the hardware has, per function */
     struct pci_dev *next;
 };
@@ -439,6 +440,8 @@ static struct pci_dev *pci_get_pdev(struct domain *d, pci_sbdf_t sbdf)
             return p;
     return NULL;
 }
+static int pci_iterate_devices(int (*handler)(struct pci_dev *pdev, void *arg),
+                               void *arg);
 #define for_each_pdev(d, p) for ( p = (d)->pdevs; p; p = p->next )
 
 static bool iommu_enabled = true;

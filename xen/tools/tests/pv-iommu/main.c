@@ -271,6 +271,7 @@ static int attach(uint8_t devfn, struct pci_dev *pdev)
         fail_attach = false;
         return -EIO;
     }
+    assert(pdev->pv_moving);
     pdev->hw[devfn & 7] = pv_iommu_pdev_ctx(pdev->domain, pdev);
     return 0;
 }
@@ -290,6 +291,22 @@ static struct pci_dev dev[3] = {
       .next = &dev[2] },
     { .domain = &dom0, .sbdf = { 0x50 }, .devfn = 0x50 },
 };
+
+/* Its own file, with nothing that could go wrong in a context. */
+long pv_iommu_get_faults(struct domain *d, unsigned long buf, unsigned long nr)
+{
+    return -EOPNOTSUPP;
+}
+
+static int pci_iterate_devices(int (*handler)(struct pci_dev *pdev, void *arg),
+                               void *arg)
+{
+    unsigned int i;
+
+    for ( i = 0; i < ARRAY_SIZE(dev); i++ )
+        handler(&dev[i], arg);
+    return 0;
+}
 
 static long call_regs(unsigned int op, unsigned long a1, unsigned long a2,
                       unsigned long a3, unsigned long a4)

@@ -94,6 +94,11 @@ static LIST_HEAD(all_ctx);
 
 /* Context 0 of the hardware domain, if that is not to be an identity map. */
 static struct pv_iommu_ctx *__read_mostly hwdom_block;
+/*
+ * Blocks all but reserved regions, too: where devices come back to whose
+ * context was freed while another domain had them. Made when the first one goes.
+ */
+static struct pv_iommu_ctx *__read_mostly hwdom_lost;
 
 static int __init cf_check parse_pv_iommu(const char *s)
 {
@@ -1923,6 +1928,10 @@ static int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
 
     ASSERT(pcidevs_locked());
 
+    /* Until the move is done, flushes of either reach the device's TLB. */
+    pdev->pv_moving = true;
+    smp_wmb();
+
     pdev->pv_ctx = ctx;
     rc = attach_functions(pdev);
     if ( rc )
@@ -1940,25 +1949,71 @@ static int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
             if ( ctx )
                 ctx->nr_devs++;
         }
-        return rc;
     }
-
-    if ( ctx )
-        ctx->nr_devs++;
-    if ( old )
+    else
     {
-        ASSERT(old->nr_devs);
-        old->nr_devs--;
+        if ( ctx )
+            ctx->nr_devs++;
+        if ( old )
+        {
+            ASSERT(old->nr_devs);
+            old->nr_devs--;
+        }
     }
 
-    return 0;
+    smp_wmb();
+    pdev->pv_moving = false;
+
+    return rc;
+}
+
+/* The context of another domain than its own is the one it comes back to. */
+static bool lent(const struct pci_dev *pdev)
+{
+    return pdev->pv_ctx && pdev->pv_ctx->d != pdev->domain;
 }
 
 int pv_iommu_release_pdev(struct pci_dev *pdev)
 {
     ASSERT(pcidevs_locked());
 
-    return pdev->pv_ctx ? pdev_attach(pdev, NULL) : 0;
+    return pdev->pv_ctx && !lent(pdev) ? pdev_attach(pdev, NULL) : 0;
+}
+
+int pv_iommu_lend_pdev(const struct pci_dev *pdev)
+{
+    int rc = 0;
+
+    ASSERT(pcidevs_locked());
+
+    if ( pdev->pv_ctx && !lent(pdev) && !hwdom_lost )
+        hwdom_lost = ctx_create(pdev->domain, NULL, 0, false, &rc);
+
+    return rc;
+}
+
+void pv_iommu_forget_pdev(struct pci_dev *pdev)
+{
+    ASSERT(pcidevs_locked());
+
+    if ( pdev->pv_ctx )
+        pdev->pv_ctx->nr_devs--;
+    pdev->pv_ctx = NULL;
+}
+
+/* A context goes: devices that would come back to it find their DMA blocked. */
+static int cf_check orphan(struct pci_dev *pdev, void *arg)
+{
+    struct pv_iommu_ctx *ctx = arg;
+
+    if ( pdev->pv_ctx == ctx && lent(pdev) )
+    {
+        pdev->pv_ctx = hwdom_lost;
+        hwdom_lost->nr_devs++;
+        ctx->nr_devs--;
+    }
+
+    return 0;
 }
 
 /*
@@ -2213,15 +2268,17 @@ static int op_free(struct domain *d, struct pv_iommu *pv,
     {
         pcidevs_lock();
 
-        if ( ctx->nr_devs && (op.free_flags & IOMMU_FREE_reattach_default) )
-            for_each_pdev ( d, pdev )
-                if ( pdev->pv_ctx == ctx )
-                {
-                    rc = pdev_attach(pdev, NULL);
-                    if ( rc )
-                        break;
-                }
+        for_each_pdev ( d, pdev )
+            if ( pdev->pv_ctx == ctx )
+            {
+                rc = (op.free_flags & IOMMU_FREE_reattach_default)
+                     ? pdev_attach(pdev, NULL) : -EBUSY;
+                if ( rc )
+                    break;
+            }
 
+        if ( !rc && ctx->nr_devs )
+            pci_iterate_devices(orphan, ctx);
         if ( !rc && ctx->nr_devs )
             rc = -EBUSY;
 
@@ -2308,6 +2365,10 @@ static int op_reattach(struct domain *d, struct pv_iommu *pv,
     pdev = pci_get_pdev(d, PCI_SBDF(op.dev.seg, op.dev.bus, op.dev.devfn));
     rc = -ENODEV;
     if ( !pdev )
+        goto out;
+
+    rc = -EBUSY;
+    if ( lent(pdev) )
         goto out;
 
     if ( op.ctx_no )

@@ -127,8 +127,15 @@ struct pv_iommu_ctx *pv_iommu_pdev_ctx(const struct domain *d,
                                        const struct pci_dev *pdev);
 /* The owner of an IOMMU tag, NULL if it is not a context's. */
 struct domain *pv_iommu_domid_owner(domid_t domid);
-/* Move a device back to the default context, to be called ahead of others. */
+/* Move a device back to its domain's default context, ahead of others. */
 int pv_iommu_release_pdev(struct pci_dev *pdev);
+/*
+ * A device is about to go to another domain. It comes back to the context that it
+ * is in now, or to one that blocks its DMA if that has been freed meanwhile.
+ */
+int pv_iommu_lend_pdev(const struct pci_dev *pdev);
+/* The IOMMUs know nothing of a device anymore. */
+void pv_iommu_forget_pdev(struct pci_dev *pdev);
 /*
  * Grants that a domain maps, if it has contexts (pv_iommu_in_use()).
  *
@@ -157,6 +164,8 @@ void pv_iommu_fault(pci_sbdf_t sbdf, uint64_t addr, bool write,
 /* IOMMU_get_faults: the number of faults that were moved, or an error. */
 long pv_iommu_get_faults(struct domain *d, unsigned long buf, unsigned long nr);
 void pv_iommu_faults_free(struct domain *d);
+/* The domain has contexts, hence drives its devices' IOMMU itself. */
+bool pv_iommu_in_use(const struct domain *d);
 extern bool opt_pv_iommu_no_dma;
 
 #else
@@ -176,6 +185,13 @@ static inline int pv_iommu_release_pdev(struct pci_dev *pdev)
 {
     return 0;
 }
+
+static inline int pv_iommu_lend_pdev(const struct pci_dev *pdev)
+{
+    return 0;
+}
+
+static inline void pv_iommu_forget_pdev(struct pci_dev *pdev) {}
 
 static inline int pv_iommu_begin_grant(struct domain *ld, mfn_t mfn,
                                        bool readonly)
@@ -207,6 +223,10 @@ static inline void pv_iommu_dump(const struct domain *d) {}
 static inline void pv_iommu_fault(pci_sbdf_t sbdf, uint64_t addr, bool write,
                                   unsigned int reason) {}
 static inline void pv_iommu_faults_free(struct domain *d) {}
+static inline bool pv_iommu_in_use(const struct domain *d)
+{
+    return false;
+}
 
 #endif /* CONFIG_PV_IOMMU */
 
