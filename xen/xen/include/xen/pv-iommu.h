@@ -164,8 +164,6 @@ void pv_iommu_fault(pci_sbdf_t sbdf, uint64_t addr, bool write,
 /* IOMMU_get_faults: the number of faults that were moved, or an error. */
 long pv_iommu_get_faults(struct domain *d, unsigned long buf, unsigned long nr);
 void pv_iommu_faults_free(struct domain *d);
-/* The domain has contexts, hence drives its devices' IOMMU itself. */
-bool pv_iommu_in_use(const struct domain *d);
 extern bool opt_pv_iommu_no_dma;
 
 #else
@@ -223,10 +221,6 @@ static inline void pv_iommu_dump(const struct domain *d) {}
 static inline void pv_iommu_fault(pci_sbdf_t sbdf, uint64_t addr, bool write,
                                   unsigned int reason) {}
 static inline void pv_iommu_faults_free(struct domain *d) {}
-static inline bool pv_iommu_in_use(const struct domain *d)
-{
-    return false;
-}
 
 #endif /* CONFIG_PV_IOMMU */
 

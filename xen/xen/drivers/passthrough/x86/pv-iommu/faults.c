@@ -73,11 +73,6 @@ void pv_iommu_fault(pci_sbdf_t sbdf, uint64_t addr, bool write,
     pcidevs_unlock();
 }
 
-bool pv_iommu_in_use(const struct domain *d)
-{
-    return d && dom_iommu(d)->pv;
-}
-
 static int turn_on(struct domain *d)
 {
     struct domain_iommu *hd = dom_iommu(d);
