@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
 """Devices that come and go: Xen is told before the IOMMU core is, and the driver gets them in a domain of their own."""
+import json
 import os
+import shutil
+import socket
+import threading
 
 from tests.boots import booted, fits
+from util import LOGS
 
 # The IOMMU that the user has asked for.
 IOMMU = os.environ.get("IOMMU") or "vtd"
@@ -51,7 +56,125 @@ def hotplug(dom0, **kw):
     return case
 
 
+# A PCIe slot, which is to be operated natively, as on servers, and not by the firmware's ACPI code.
+SLOT = ("-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off "
+        "-device pcie-root-port,id=slot,chassis=1,slot=1,addr=10")
+
+IN_SLOT = r"""
+. /usr/lib/xen-iommu/vfio-lib.sh
+set -eu
+port=0000:00:10.0
+gone() { ! ls "$PCI/$port/pci_bus"/*/devices 2> /dev/null | grep -q . && [ -z "$(in_slot)" ]; }
+in_slot() { ls "$PCI/$port" | grep -E '^[0-9a-f]{4}:' | grep -v pcie || [ $? = 1 ]; }
+there() { [ -n "$(in_slot)" ] && [ -e "$PCI/$(in_slot)/iommu_group/type" ]; }
+has_disk() { ls -d "$PCI/$dev"/nvme/nvme*/nvme*n1 > /dev/null 2>&1; }
+right_data() {
+	node=/dev/$(basename "$(ls -d "$PCI/$dev"/nvme/nvme*/nvme*n1)")
+	[ "$(dd if="$node" bs=1M iflag=direct 2> /dev/null | sha256sum | cut -d' ' -f1)" = "$LAB_DISK_SHA256" ] ||
+		fail "the data on $dev is wrong"
+}
+mark=$(xen-dmesg -e)
+for round in 1 2 3; do
+	echo LAB-PLUG > /dev/ttyS1
+	wait_until "a device in the slot" there
+	dev=$(in_slot)
+	type=$(cat "$PCI/$dev/iommu_group/type")
+	say "$dev: group $(basename "$(readlink "$PCI/$dev/iommu_group")"), domain $type"
+	[ "$type" = DMA ] || fail "domain $type"
+	wait_until "a disk of $dev" has_disk
+	right_data
+	if [ "$round" = 2 ]; then
+		move "$dev" vfio-pci
+		vfio-nvme iommufd "$dev" 100 16 > /tmp/report || broken "the disk in the slot under VFIO"
+		move "$dev" nvme
+		wait_until "a disk of $dev again" has_disk
+		right_data
+	fi
+	echo LAB-PULL > /dev/ttyS1
+	wait_until "an empty slot" gone
+	say "$dev: pulled"
+done
+xen-dmesg "$mark" > /tmp/log
+grep -E 'failed|left in|clobbers' /tmp/log && fail "Xen complains" || :
+"""
+
+
+class Operator(threading.Thread):
+    """Plugs a disk into the slot of a machine, and pulls it, when the guest says so on its channel."""
+
+    def __init__(self, name):
+        super().__init__(daemon=True)
+        self.logs, self.stop, self.qemu, self.error = LOGS / "test" / name, threading.Event(), None, None
+
+    def ask(self, command, **arguments):
+        self.qemu.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self.qemu.flush()
+        while "return" not in (answer := json.loads(self.qemu.readline())):
+            if "error" in answer:
+                self.error = f"{command}: {answer['error']['desc']}"
+                return
+
+    def plug(self, first):
+        if first:
+            shutil.copy(self.logs / "disk.img", self.logs / "plugged.img")
+            self.ask("blockdev-add", driver="raw", **{"node-name": "plugged"},
+                     file={"driver": "file", "filename": "plugged.img"})
+        self.ask("device_add", driver="nvme", id="plugged", bus="slot", drive="plugged", serial="plugged")
+
+    def operate(self):
+        """One QEMU, from its first order to its end; the boot may be tried again."""
+        with open(self.logs / "channel.log") as channel, socket.socket(socket.AF_UNIX) as monitor:
+            line = ""
+            while not self.stop.wait(0.2):
+                line += channel.readline()
+                if not line.endswith("\n"):
+                    continue
+                order, line = line.strip(), ""
+                if order == "LAB-PLUG":
+                    first = not self.qemu
+                    if first:
+                        monitor.connect(str(self.logs / "qmp.sock"))
+                        self.qemu = monitor.makefile("rw")
+                        self.ask("qmp_capabilities")
+                    self.plug(first)
+                elif order == "LAB-PULL":
+                    self.ask("device_del", id="plugged")
+                elif order.startswith("LAB-EXIT"):
+                    break
+        self.qemu = None
+
+    def run(self):
+        while not self.stop.wait(0.2):
+            try:
+                if (self.logs / "qmp.sock").exists():
+                    self.operate()
+            except (OSError, ValueError) as e:
+                self.qemu = None
+                self.error = str(e)
+
+
+def slot(dom0, **kw):
+    """A disk is plugged into a PCIe slot, used, and pulled, three times."""
+    def case(lab):
+        fits(dom0, IOMMU)
+        name = f"slot-{dom0}-{IOMMU}"
+        shutil.rmtree(LOGS / "test" / name, ignore_errors=True)
+        operator = Operator(name)
+        operator.start()
+        try:
+            booted(lab, name, dom0=dom0, iommu=IOMMU, expect="translated", run=IN_SLOT, qemu_args=SLOT, **kw)
+        finally:
+            operator.stop.set()
+            operator.join()
+            (operator.logs / "plugged.img").unlink(missing_ok=True)
+    return case
+
+
+PV_ARGS = {"dom0_args": "iommu.passthrough=0"}
+
 CASES = {
     f"hotplug-pvh-{IOMMU}": hotplug("pvh"),
-    f"hotplug-pv-{IOMMU}": hotplug("pv", dom0_args="iommu.passthrough=0"),
+    f"hotplug-pv-{IOMMU}": hotplug("pv", **PV_ARGS),
+    f"slot-pvh-{IOMMU}": slot("pvh"),
+    f"slot-pv-{IOMMU}": slot("pv", **PV_ARGS),
 }

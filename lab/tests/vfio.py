@@ -150,7 +150,8 @@ CASES = {
     # Xen does not remap interrupts.
     **{f"vfio-refused-{dom0}": on_nvme(dom0, "vtd", "vfio-refused", xen_args="iommu=no-intremap")
        for dom0 in ("pvh", "pv")},
-    **{f"vfio-unplug-{dom0}": on_nvme(dom0, "vtd", "vfio-unplug") for dom0 in ("pvh", "pv")},
+    **{f"vfio-unplug-{dom0}": on_nvme(dom0, "vtd", "vfio-unplug", env={"LAB_TESTS": "'vfio-unplug vfio-storm'"})
+       for dom0 in ("pvh", "pv")},
     **{f"vfio-limits-{dom0}": on_nvme(dom0, "vtd", "vfio-limits",
                                       dom0_args="xen_iommu.contexts=24 xen_iommu.pool_order=9")
        for dom0 in ("pvh", "pv")},
