@@ -3,6 +3,7 @@
 
 Only files whose content changes are written, so that make rebuilds no more than that.
 """
+import fnmatch
 import json
 import re
 import shutil
@@ -16,20 +17,32 @@ LINUX_DIRS = ("arch", "block", "Documentation", "drivers", "fs", "include", "ini
 XEN_DIRS = ("xen", "docs", "tools", "tests", "automation", "config")
 
 
-def linux_parts(version, backports=True):
-    """({path in the tree: our whole file}, [our patches]) for Linux `version`."""
+def linux_parts(version):
+    """({path in the tree: our whole file}, [our patches]) for Linux `version`.
+
+    What an older version needs besides is in backports/<version>/: patches, also of our own files, which take
+    the place of those of the same path. left-out there lists what of ours is not for that version.
+    """
+    backports = REPO / "backports" / version
+    absent = patterns(backports / "left-out")
     whole, patches = {}, {}
-    for root in [REPO] + [REPO / "backports" / version] * backports:
+    for root, prefix in ((REPO, ""), (REPO / "optimisations", "optimisations/"), (backports, "")):
         top = [p for p in root.glob("*.patch")] if root.is_dir() else []
         for path in top + [p for d in LINUX_DIRS for p in sorted((root / d).rglob("*"))]:
-            if not path.is_file() or ignored(path):
-                continue
             rel = str(path.relative_to(root))
+            if not path.is_file() or ignored(path) or any(fnmatch.fnmatch(prefix + rel, p) for p in absent):
+                continue
             if path.suffix == ".patch":
-                patches[rel] = path
+                patches[prefix + rel] = path
             else:
                 whole[rel] = path
-    return whole, [patches[rel] for rel in sorted(patches)]
+    return whole, [patches[rel] for rel in sorted(patches, key=lambda rel: (rel.startswith("optimisations/"), rel))]
+
+
+def patterns(path):
+    """The first word of each line of a list of files; the rest of the line says why."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [line.split()[0] for line in lines if line.strip() and not line.startswith("#")]
 
 
 def xen_parts():

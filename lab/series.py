@@ -1,10 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0
 """Make patch series for pristine Linux and Xen trees from our files, patches and the texts in lab/series.
 
-Each text there is one patch of the series, in name order: its subject, "Files:" with the files and patches
-of this repository that it carries (shell patterns), an empty line, and the reasoning. Without a subject, both
-are those of the first patch that it carries. "Without: <path> <regular expression>" keeps lines of a file
-back for the next patch of the series.
+A series is a folder of texts: lab/series/xen, and each folder in lab/series/linux, which build on each other. Its
+file "cover" is the cover letter: the subject, an empty line, and the rest. Each *.msg is one patch, in name order:
+
+  Subject: <...>
+  Files: <files and patches of this repository that it carries, as shell patterns>
+  Without: <path> <regular expression of what it keeps back for the next patch>
+  Large: <why it cannot be split, if it changes more than 500 lines>
+
+an empty line, and the reasoning. Without a subject, both are those of the first patch that it carries.
 """
 import email
 import email.policy
@@ -31,6 +36,7 @@ class Patch:
         fields = re.findall(r"^(\w+): (.*(?:\n[ \t].*)*)", head, re.M)
         self.subject = dict(fields).get("Subject")
         self.files = dict(fields)["Files"].split()
+        self.large = dict(fields).get("Large")
         self.without = [value.split(" ", 1) for key, value in fields if key == "Without"]
 
     def adopt(self, carried):
@@ -51,28 +57,39 @@ class Patch:
         return content
 
 
+def folders(kind):
+    """[(name of a series, folder of its texts)]."""
+    top = LAB / "series" / kind
+    return [(path.name, path) for path in sorted(top.iterdir()) if path.is_dir()] or [("1-xen", top)]
+
+
 def plan(kind, parts):
-    """[(patch, whole files up to it, patches up to it)]; everything that we have is in exactly one patch."""
+    """[(series, patch, whole files up to it, patches up to it)]; everything that we have is in exactly one patch."""
     whole, patches = parts
     root = REPO / ("xen" if kind == "xen" else "")
-    ours = {rel: rel for rel in whole} | {str(p.relative_to(root)): p for p in patches}
-    left_out = (LAB / "series" / kind / "left-out").read_text().split("\n")
-    left_out = [line.split()[0] for line in left_out if line.strip() and not line.startswith("#")]
-    rest = {name for name in ours if not any(fnmatch.fnmatch(name, p) for p in left_out)}
+
+    def name(path):
+        """A backport belongs to what it changes."""
+        rel = path.relative_to(root)
+        return "/".join(rel.parts[2:] if rel.parts[0] == "backports" else rel.parts)
+
+    ours = {rel: rel for rel in whole} | {name(path): path for path in patches}
+    left_out = overlay.patterns(LAB / "series" / kind / "left-out")
+    rest = {rel for rel in ours if not any(fnmatch.fnmatch(rel, p) for p in left_out)}
     steps, taken = [], set()
-    for text in sorted((LAB / "series" / kind).glob("*.msg")):
-        patch, before = Patch(text), set(taken)
-        for pattern in patch.files:
-            found = set(fnmatch.filter(rest, pattern))
-            if again := found & taken:
-                raise Fail(f"{text.relative_to(REPO)}: {min(again)} is in an earlier patch")
-            taken |= found
-            if found and not patch.subject:
-                patch.adopt(ours[min(found)])
-        if not taken - before:
-            continue
-        steps.append((patch, {rel: whole[rel] for rel in taken & set(whole)},
-                      [p for p in patches if str(p.relative_to(root)) in taken]))
+    for series, folder in folders(kind):
+        for text in sorted(folder.glob("*.msg")):
+            patch, before = Patch(text), set(taken)
+            for pattern in patch.files:
+                found = set(fnmatch.filter(rest, pattern))
+                if again := found & taken:
+                    raise Fail(f"{text.relative_to(REPO)}: {min(again)} is in an earlier patch")
+                taken |= found | rest & {f"{rel}.patch" for rel in found}
+                if found and not patch.subject:
+                    patch.adopt(ours[min(found)])
+            if taken - before:
+                steps.append((series, patch, {rel: whole[rel] for rel in taken & set(whole)},
+                              [path for path in patches if name(path) in taken]))
     if forgotten := rest - taken:
         raise Fail(f"lab/series/{kind}: {min(forgotten)} is in no patch of the series")
     return steps
@@ -124,20 +141,28 @@ class PristineLinux:
         return kept if kept.is_file() or rel in overlay.touched(self.tree) else self.tree / rel
 
 
+def cover(path, text_file):
+    """Put our text into the cover letter that git has made."""
+    subject, _, body = text_file.read_text().partition("\n\n")
+    letter = path.read_text()
+    letter = letter.replace("*** SUBJECT HERE ***", subject.removeprefix("Subject: ").strip())
+    path.write_text(letter.replace("*** BLURB HERE ***", body.strip()))
+
+
 def write(kind, lab):
-    """Write the series; returns the list of its files."""
-    parts = overlay.xen_parts() if kind == "xen" else overlay.linux_parts(lab.version, backports=False)
+    """Write the series to build/series; returns [(what it is made from, its file)] of the patches, in order."""
+    parts = overlay.xen_parts() if kind == "xen" else overlay.linux_parts(lab.version)
     steps, base = plan(kind, parts), pristine(kind, lab)
+    if not steps:
+        raise Fail(f"lab/series/{kind} has no patch")
     who = author()
     sign = f"Signed-off-by: {who['GIT_AUTHOR_NAME']} <{who['GIT_AUTHOR_EMAIL']}>"
-    out = OUT / kind
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    written = []
     with tempfile.TemporaryDirectory(prefix="xen-iommu-") as tmp:
         repo = Path(tmp) / "repo"
-        _, whole, patches = steps[-1] if steps else (None, {}, [])
+        _, _, whole, patches = steps[-1]
         repository(repo, base, set(whole).union(*map(overlay.targets, patches)))
-        for patch, whole, patches in steps:
+        for _, patch, whole, patches in steps:
             for rel, content in overlay.result(base, whole, patches).items():
                 (repo / rel).parent.mkdir(parents=True, exist_ok=True)
                 (repo / rel).write_bytes(patch.keep_back(rel, content))
@@ -145,13 +170,28 @@ def write(kind, lab):
                     (repo / rel).chmod(0o755)
             git(repo, "add", "-A", "-f")
             git(repo, "commit", "-q", "-m", f"{patch.subject}\n\n{patch.body.strip()}\n\n{sign}\n", **who)
-        if steps:
-            git(repo, "format-patch", "-q", "--no-signature", "-o", out, f"HEAD~{len(steps)}")
-    return sorted(out.glob("*.patch"))
+        left = len(steps)
+        shutil.rmtree(OUT / kind, ignore_errors=True)
+        for name, folder in folders(kind):
+            made = [patch for series, patch, *_ in steps if series == name]
+            out = OUT / kind / name
+            if not made:
+                continue
+            git(repo, "format-patch", "-q", "--no-signature", "--cover-letter", "-o", out,
+                f"HEAD~{left}..HEAD~{left - len(made)}", **who)
+            left -= len(made)
+            letter, *files = sorted(out.glob("*.patch"))
+            cover(letter.rename(letter.with_suffix(".txt")), folder / "cover")
+            written += zip(made, files, strict=True)
+    return written
 
 
 def make(lab):
-    for kind in ("linux", "xen"):
-        files = write(kind, lab)
-        say(f"{len(files)} patches in {(OUT / kind).relative_to(REPO)}/, for git am on a pristine {kind.capitalize()}")
+    for kind in ("xen", "linux"):
+        write(kind, lab)
+        for name, _ in folders(kind):
+            if count := len(list((OUT / kind / name).glob("*.patch"))):
+                say(f"{count} patches and a cover letter in {(OUT / kind / name).relative_to(REPO)}/")
+    say(f"git am .../build/series/linux/*/*.patch takes them on Linux {lab.linux_tree or lab.version}, "
+        f"git am .../build/series/xen/*/*.patch on {lab.xen_tree or 'Xen 4.20'}")
     return 0

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 """The patch series: git am takes it, every step builds, and the kernel's own scripts accept it."""
+import re
 import shutil
 import subprocess
 import tempfile
@@ -13,22 +14,25 @@ from util import BUILD, LOGS, REPO, Fail, clean_env, run
 
 # What to build after each patch of the Linux series: where our changes are, and who includes them.
 LINUX_TARGETS = ("prepare", "drivers/iommu/", "drivers/xen/", "arch/x86/xen/", "arch/x86/kernel/", "kernel/dma/",
-                 "drivers/vfio/")
+                 "drivers/vfio/", "drivers/pci/")
+MAX_LINES = 500
 
 
 def applied(kind, lab, each):
     """Make the series, take it with git am patch by patch, and call each(number, patch, folder) after every one."""
     patches = series.write(kind, lab)
-    if not patches:
-        raise Fail("the series is empty")
     base = series.pristine(kind, lab)
-    parts = overlay.xen_parts() if kind == "xen" else overlay.linux_parts(lab.version, backports=False)
-    _, whole, diffs = series.plan(kind, parts)[-1]
+    parts = overlay.xen_parts() if kind == "xen" else overlay.linux_parts(lab.version)
+    _, _, whole, diffs = series.plan(kind, parts)[-1]
     with tempfile.TemporaryDirectory(prefix="xen-iommu-") as tmp:
         repo = Path(tmp) / "repo"
         series.repository(repo, base, set(whole).union(*map(overlay.targets, diffs)))
-        for number, patch in enumerate(patches, 1):
+        for number, (made_from, patch) in enumerate(patches, 1):
             series.git(repo, "am", "-q", str(patch), **series.author())
+            changed = re.findall(r"^(\d+)\t(\d+)\t", series.git(repo, "diff", "--numstat", "HEAD~"), re.M)
+            size = sum(map(int, sum(changed, ())))
+            if size > MAX_LINES and not made_from.large:
+                raise Fail(f"{patch.name} changes {size} lines: split it, or say in {made_from.text_file.name} why not")
             each(number, patch, repo)
         for rel, content in overlay.result(base, whole, diffs).items():
             if (repo / rel).read_bytes() != content:
