@@ -6,7 +6,8 @@ file "cover" is the cover letter: the subject, an empty line, and the rest. Each
 
   Subject: <...>
   Files: <files and patches of this repository that it carries, as shell patterns>
-  Without: <path> <regular expression of what it keeps back for the next patch>
+  Without: <label> <path> <what of it is kept back: section "Title" ..., function name ..., or a regular expression>
+  Brings: <labels of what earlier patches have kept back>
   Large: <why it cannot be split, if it changes more than 500 lines>
 
 an empty line, and the reasoning. Without a subject, both are those of the first patch that it carries.
@@ -16,6 +17,7 @@ import email.policy
 import fnmatch
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -35,9 +37,10 @@ class Patch:
         head, _, self.body = text_file.read_text().partition("\n\n")
         fields = re.findall(r"^(\w+): (.*(?:\n[ \t].*)*)", head, re.M)
         self.subject = dict(fields).get("Subject")
-        self.files = dict(fields)["Files"].split()
+        self.files = dict(fields).get("Files", "").split()
+        self.brings = dict(fields).get("Brings", "").split()
         self.large = dict(fields).get("Large")
-        self.without = [value.split(" ", 1) for key, value in fields if key == "Without"]
+        self.without = [" ".join(value.split("\n")).split(" ", 2) for key, value in fields if key == "Without"]
 
     def adopt(self, carried):
         """Take subject and reasoning from the head of a mail."""
@@ -48,13 +51,27 @@ class Patch:
         self.body = re.split(r"^(?:---$|Signed-off-by: )", mail.get_payload(), maxsplit=1, flags=re.M)[0]
 
     def keep_back(self, rel, content):
-        for path, pattern in self.without:
-            if path == rel:
-                content, count = re.subn(pattern, "", content.decode(), flags=re.M)
-                content = content.encode()
+        for _, path, what in self.without:
+            if path != rel:
+                continue
+            for pattern in patterns_of(what):
+                text, count = re.subn(pattern, "", content.decode(), flags=re.M)
+                content = text.encode()
                 if not count:
                     raise Fail(f"{self.text_file.relative_to(REPO)}: nothing in {rel} is {pattern}")
         return content
+
+
+def patterns_of(what):
+    """Regular expressions for parts of a C file that stays neat without them."""
+    kind, *names = shlex.split(what) if re.match(r"(section|function) ", what) else ("", what)
+    if kind == "section":
+        return [rf"^/\*\n \* {name}\n \*/\n(?s:.*?)(?=^/\*\n \* [^\n]*\n \*/\n)" for name in names]
+    if kind == "function":
+        # With the comment right above it, and the empty line below.
+        return [rf"(?:^/\*(?:(?!\*/)(?s:.))*\*/\n)?^(?:static|struct) [^;{{}}()]*\b{name}\([^;{{}}]*\)\n\{{\n(?s:.*?)^\}}\n\n"
+                for name in names]
+    return names
 
 
 def folders(kind):
@@ -76,10 +93,11 @@ def plan(kind, parts):
     ours = {rel: rel for rel in whole} | {name(path): path for path in patches}
     left_out = overlay.patterns(LAB / "series" / kind / "left-out")
     rest = {rel for rel in ours if not any(fnmatch.fnmatch(rel, p) for p in left_out)}
-    steps, taken = [], set()
+    steps, taken, kept_back = [], set(), []
     for series, folder in folders(kind):
         for text in sorted(folder.glob("*.msg")):
             patch, before = Patch(text), set(taken)
+            brought = [entry for entry in kept_back if entry[0] in patch.brings]
             for pattern in patch.files:
                 found = set(fnmatch.filter(rest, pattern))
                 if again := found & taken:
@@ -87,11 +105,15 @@ def plan(kind, parts):
                 taken |= found | rest & {f"{rel}.patch" for rel in found}
                 if found and not patch.subject:
                     patch.adopt(ours[min(found)])
-            if taken - before:
+            if taken - before or brought:
+                kept_back += patch.without
+                patch.without = kept_back = [entry for entry in kept_back if entry not in brought]
                 steps.append((series, patch, {rel: whole[rel] for rel in taken & set(whole)},
                               [path for path in patches if name(path) in taken]))
     if forgotten := rest - taken:
         raise Fail(f"lab/series/{kind}: {min(forgotten)} is in no patch of the series")
+    if kept_back:
+        raise Fail(f"lab/series/{kind}: no patch brings {kept_back[0][0]}")
     return steps
 
 
