@@ -156,7 +156,9 @@ class Kernel:
         if write_config(fragment, *self.fragments) or not config.exists() or config.stat().st_mtime < max(kconfigs):
             self.make("kernel configuration", f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig")
             os.utime(config)
-            asked = set(re.findall(r"^CONFIG_\w+=[ym]$", fragment.read_text(), re.M))
+            # As Kconfig takes it: of two lines for a symbol, the last counts.
+            asked = dict(re.findall(r"^(CONFIG_\w+)=(.*)$", fragment.read_text(), re.M))
+            asked = {f"{symbol}={value}" for symbol, value in asked.items() if value != "n"}
             missing = sorted(asked - set(config.read_text().splitlines()))
             (self.obj / "lab.config.missing").write_text("\n".join(missing))
             if "CONFIG_XEN_IOMMU=y" in missing and (self.src / "drivers/iommu/xen-iommu.c").exists():
@@ -210,6 +212,11 @@ def image_of(path):
     return image
 
 
+def guest_source(kernel):
+    """What runs in the guest: as the kernel's version has it, or ours if a user's tree comes without."""
+    return next(path for tree in (kernel.src, REPO) if (path := tree / "tools/testing/xen-iommu").is_dir())
+
+
 def initramfs(kernel):
     """The guest's root file system: busybox, and what tools/testing/xen-iommu installs."""
     out, root = OBJ / f"guest-{kernel.obj.name}", OBJ / f"root-{kernel.obj.name}"
@@ -218,7 +225,7 @@ def initramfs(kernel):
     for folder in ("bin", "sbin", "usr/bin", "dev", "proc", "sys", "etc", "tmp", "run", "mnt", "lib"):
         (root / folder).mkdir(parents=True)
     shutil.copy("/bin/busybox", root / "bin/busybox")
-    guest = REPO / "tools/testing/xen-iommu"
+    guest = guest_source(kernel)
     if (guest / "Makefile").exists():
         say("building the guest's tests")
         make("guest's tests", log, guest, f"KDIR={kernel.obj}", f"O={out}", f"DESTDIR={root}", f"CC={COMPILER}",

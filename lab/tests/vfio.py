@@ -12,7 +12,6 @@ from tests.boots import booted, fits
 from util import CPUS, LOGS, REPO, clean_env, output, run
 
 OLDEST_QEMU = (8, 0)        # has igb
-GUEST = REPO / "tools/testing/xen-iommu"
 SHORT = ("vfio_dma_mapping_test vfio_dma_mapping_mmio_test vfio_iommufd_setup_test vfio_pci_device_test "
          "vfio_pci_sriov_uapi_test")
 
@@ -33,7 +32,7 @@ def selftests_root(lab):
     with build.lock():
         shutil.rmtree(root, ignore_errors=True)
         run("building the selftests",
-            ["make", f"-j{CPUS}", "-C", GUEST, f"KDIR={kernel.obj}", f"O={build.OBJ / f'guest-{kernel.obj.name}'}",
+            ["make", f"-j{CPUS}", "-C", build.guest_source(kernel), f"KDIR={kernel.obj}", f"O={build.OBJ / f'guest-{kernel.obj.name}'}",
              f"DESTDIR={root}", f"CC={build.COMPILER}", "install-selftests"],
             LOGS / "build" / "selftests.log", env=clean_env())
     return root

@@ -916,7 +916,7 @@ static struct page *map_gigabyte(struct edu_test *t, unsigned long iova)
 		    REGION_INTERSECTS)
 			continue;
 		last = base;
-		if (!test_map(t, iova, phys_to_page(base), SZ_1G, RW))
+		if (!test_map(t, iova, pfn_to_page(PHYS_PFN(base)), SZ_1G, RW))
 			found = page;
 	}
 	list_for_each_entry_safe(page, next, &blocks, lru) {
