@@ -38,7 +38,7 @@
 
 #define RUN	"/sys/kernel/debug/xen_iommu_bench/run"
 #define LAST	"/sys/kernel/debug/xen_iommu_bench/last"
-#define STATS	"/sys/kernel/debug/iommu/xen/stats"
+#define STATS	"/sys/kernel/debug/iommu/xen"
 
 #define PAGE		4096UL
 #define HUGE		(2UL << 20)

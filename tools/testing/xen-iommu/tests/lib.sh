@@ -3,7 +3,7 @@
 # What the tests share. Read in by each of them, after "set -eu".
 
 CLASS=/sys/class/iommu/xen-iommu
-STATS=/sys/kernel/debug/iommu/xen/stats
+STATE=/sys/kernel/debug/iommu/xen
 EDU=/sys/kernel/debug/xen_iommu_edu
 
 say() {
@@ -131,14 +131,9 @@ check_faults() {
 	fi
 }
 
-# attribute NAME: of the xen-iommu device
+# attribute NAME: what the driver says of itself
 attribute() {
-	cat "$CLASS/xen-iommu/$1"
-}
-
-# stat NAME: counter of the driver
-counter() {
-	awk -v name="$1" '$1 == name { print $2; found = 1 } END { exit !found }' "$STATS"
+	awk -v name="$1" '$1 == name { print $2; found = 1 } END { exit !found }' "$STATE"
 }
 
 # What Xen says of the contexts and of their pool, in /tmp/key.
