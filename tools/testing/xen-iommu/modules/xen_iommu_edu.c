@@ -10,6 +10,7 @@
  * "results" beside it:
  *
  *   dma           DMA API, in the device's default domain
+ *   large         DMA API, much at once
  *   iommu         IOMMU API, in paging domains of our own
  *   hammer [n]    DMA at full speed against n rounds of map, unmap, reuse
  *   cycles [n]    n times allocate, map, attach, detach, unmap, free
@@ -655,6 +656,177 @@ static const struct edu_case dma_cases[] = {
 	{ "unmapped_is_blocked", dma_unmapped_is_blocked },
 	{ "physical_address_is_blocked", dma_physical_is_blocked },
 	{ "msi_arrives", dma_msi },
+	{ }
+};
+
+/*
+ * The DMA API, much at once
+ */
+
+/* Data arrives at the end of a buffer, and is there before it is unmapped, too. */
+static int large_single(struct edu_test *t)
+{
+	if (!is_translated(t))
+		skip(t, "xen-swiotlb has no buffers of 1 MiB and more");
+
+	for (unsigned int order = 0; order <= 10; order += 2) {
+		size_t size = PAGE_SIZE << order, end = size - XFER;
+		struct page *dst = test_pages(t, order);
+		bool early, late;
+		dma_addr_t to;
+		int ret;
+
+		expect(t, dst, "no memory for %zu bytes", size);
+		to = dma_map_page(t->dev, dst, 0, size, DMA_FROM_DEVICE);
+		expect(t, !dma_mapping_error(t->dev, to), "%zu bytes are not mapped", size);
+		ret = dma_send(t, to + end, XFER);
+		early = holds_pattern(t, dst, end, XFER);
+		dma_unmap_page(t->dev, to, size, DMA_FROM_DEVICE);
+		late = holds_pattern(t, dst, end, XFER);
+		must(t, ret);
+		expect(t, early && late, "%zu bytes: arrived before unmap %d, after %d", size,
+		       early, late);
+	}
+	return 0;
+}
+
+#define LARGE_LIST	1024
+
+static int large_list_of(struct edu_test *t, struct page **pages)
+{
+	const unsigned int last = LARGE_LIST - 1;
+	struct sg_table table;
+	struct scatterlist *sg;
+	dma_addr_t end = 0;
+	int ret, i;
+
+	must(t, sg_alloc_table_from_pages(&table, pages, LARGE_LIST, 0,
+					  (size_t)LARGE_LIST << PAGE_SHIFT, GFP_KERNEL));
+	ret = dma_map_sgtable(t->dev, &table, DMA_FROM_DEVICE, 0);
+	if (ret)
+		goto out;
+	for_each_sgtable_dma_sg(&table, sg, i)
+		end = sg_dma_address(sg) + sg_dma_len(sg);
+	note(t, "%u pages in %u pieces, %u on the bus", LARGE_LIST, table.orig_nents, table.nents);
+	ret = dma_send(t, sg_dma_address(table.sgl), XFER) ?:
+	      edu_store(t->edu, end - XFER, XFER);
+	dma_unmap_sgtable(t->dev, &table, DMA_FROM_DEVICE, 0);
+out:
+	sg_free_table(&table);
+	must(t, ret);
+	expect(t, holds_pattern(t, pages[0], 0, XFER), "nothing arrived at the beginning");
+	expect(t, holds_pattern(t, pages[last], PAGE_SIZE - XFER, XFER), "nothing arrived at the end");
+	return 0;
+}
+
+static int large_list(struct edu_test *t)
+{
+	struct page **pages;
+	int ret = 0, nr;
+
+	if (!is_translated(t))
+		skip(t, "xen-swiotlb has no buffers of 1 MiB and more");
+	pages = kvcalloc(LARGE_LIST, sizeof(*pages), GFP_KERNEL);
+	expect(t, pages, "no memory");
+	for (nr = 0; nr < LARGE_LIST && !ret; nr++) {
+		pages[nr] = alloc_page(GFP_KERNEL);
+		ret = pages[nr] ? 0 : -ENOMEM;
+	}
+	ret = ret ?: large_list_of(t, pages);
+	while (nr--)
+		if (pages[nr])
+			__free_page(pages[nr]);
+	kvfree(pages);
+	return ret;
+}
+
+static int large_coherent(struct edu_test *t)
+{
+	if (!is_translated(t))
+		skip(t, "nothing makes memory contiguous for the device");
+
+	for (size_t size = SZ_1M; size <= SZ_16M; size *= 4) {
+		dma_addr_t to;
+		void *dst = dma_alloc_coherent(t->dev, size, &to, GFP_KERNEL);
+		bool arrived;
+		int ret;
+
+		expect(t, dst, "no %zu bytes", size);
+		ret = dma_send(t, to + size - XFER, XFER);
+		arrived = !memcmp(dst + size - XFER, page_address(t->src), XFER);
+		dma_free_coherent(t->dev, size, dst, to);
+		must(t, ret);
+		expect(t, arrived, "%zu bytes: nothing arrived at the end", size);
+	}
+	return 0;
+}
+
+/* A device with few address bits: as many mappings as it has addresses, and again. */
+#define NARROW_BITS	28
+#define NARROW_MAX	(1U << (NARROW_BITS - PAGE_SHIFT))
+
+static int narrow_round(struct edu_test *t, dma_addr_t *bus, struct page *dst)
+{
+	dma_addr_t highest = 0;
+	int nr, ret;
+
+	for (nr = 0; nr < NARROW_MAX; nr++) {
+		bus[nr] = dma_map_page_attrs(t->dev, dst, 0, PAGE_SIZE, DMA_FROM_DEVICE,
+					     DMA_ATTR_NO_WARN);
+		if (dma_mapping_error(t->dev, bus[nr]))
+			break;
+		highest = max(highest, bus[nr]);
+		if (!(nr % 256))
+			cond_resched();
+	}
+	fill(dst, CANARY);
+	/* Nothing is left to map the source with: the device has it already. */
+	ret = nr ? edu_store(t->edu, bus[nr - 1], XFER) : -ENOSPC;
+	for (int i = 0; i < nr; i++)
+		dma_unmap_page(t->dev, bus[i], PAGE_SIZE, DMA_FROM_DEVICE);
+	note(t, "%d of %u pages mapped, the highest at %pad", nr, NARROW_MAX, &highest);
+	must(t, ret);
+	expect(t, nr > NARROW_MAX / 2, "only %d mappings", nr);
+	expect(t, highest <= DMA_BIT_MASK(NARROW_BITS), "beyond the mask");
+	expect(t, holds_pattern(t, dst, 0, XFER), "nothing arrived");
+	return 0;
+}
+
+static int large_narrow(struct edu_test *t)
+{
+	u64 mask = dma_get_mask(t->dev);
+	struct page *dst = test_page(t);
+	dma_addr_t *bus, from;
+	int ret;
+
+	if (!is_translated(t))
+		skip(t, "the DMA API does not translate here");
+	bus = vmalloc_array(NARROW_MAX, sizeof(*bus));
+	ret = bus && dst ? 0 : -ENOMEM;
+	new_pattern(t);
+	from = dma_map_page(t->dev, t->src, 0, PAGE_SIZE, DMA_TO_DEVICE);
+	if (dma_mapping_error(t->dev, from)) {
+		vfree(bus);
+		return -EIO;
+	}
+	ret = ret ?: edu_fetch(t->edu, from, XFER);
+	dma_unmap_page(t->dev, from, PAGE_SIZE, DMA_TO_DEVICE);
+	ret = ret ?: dma_set_mask(t->dev, DMA_BIT_MASK(NARROW_BITS));
+	for (int i = 0; i < 2 && !ret; i++) {
+		ret = narrow_round(t, bus, dst);
+		/* A flush queue gives addresses back later. */
+		msleep(100);
+	}
+	dma_set_mask(t->dev, mask);
+	vfree(bus);
+	return ret;
+}
+
+static const struct edu_case large_cases[] = {
+	{ "single", large_single },
+	{ "list", large_list },
+	{ "coherent", large_coherent },
+	{ "narrow_mask", large_narrow },
 	{ }
 };
 
@@ -1500,6 +1672,7 @@ static const struct edu_suite {
 	unsigned long count;
 } suites[] = {
 	{ "dma", run_dma, dma_cases },
+	{ "large", run_dma, large_cases },
 	{ "blocked", run_dma, blocked_cases },
 	{ "iommu", run_iommu, iommu_cases },
 	{ "hammer", run_iommu, hammer_cases, 50 },
