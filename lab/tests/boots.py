@@ -57,6 +57,25 @@ def translated(iommu):
     return works("pv", iommu, "-translated", expect="translated", dom0_args="iommu.passthrough=0")
 
 
+def large(dom0, mode, **kw):
+    """Much at once, with unmaps flushed at once or later, and with the core's check that no page in use is freed."""
+    return works(dom0, "vtd", f"-large-{mode}", expect="translated", env={"LAB_TESTS": "'groups edu-dma edu-large'"},
+                 dom0_args=f"iommu.passthrough=0 iommu.strict={int(mode == 'strict')}", **kw)
+
+
+# So few contexts that not each group can have one: the driver says so, and the disk works without it.
+TOO_FEW = r"""
+. /usr/lib/xen-iommu/lib.sh
+set -eu
+[ ! -e "$CLASS" ] || fail "xen-iommu is in use"
+dmesg | grep 'xen-iommu: ' > /tmp/lines
+sed 's/^/# /' /tmp/lines
+[ "$(wc -l < /tmp/lines)" = 1 ] || fail "one line is meant"
+grep -q 'not in use: registration with [0-9]* contexts failed' /tmp/lines || fail "it does not say why"
+/usr/lib/xen-iommu/disk-read
+/usr/lib/xen-iommu/kernel-log
+"""
+
 CASES = {
     "boot-pvh-vtd": works("pvh", "vtd"),
     "boot-pv-vtd": works("pv", "vtd"),
@@ -64,6 +83,8 @@ CASES = {
     "boot-pvh-amd": works("pvh", "amd"),
     "boot-pv-amd": works("pv", "amd"),
     "boot-pvh-vtd-debug-xen": works("pvh", "vtd", "-debug-xen", xen="debug"),
+    **{f"large-{dom0}-{mode}": large(dom0, mode) for dom0 in ("pvh", "pv") for mode in ("strict", "lazy")},
+    "contexts-2-pvh": works("pvh", "vtd", "-contexts-2", run=TOO_FEW, dom0_args="xen_iommu.contexts=2"),
     "fuzz-pvh-vtd": fuzz("pvh", "vtd"),
     "fuzz-pv-vtd": fuzz("pv", "vtd"),
     "fuzz-pv-amd": fuzz("pv", "amd"),
@@ -78,6 +99,8 @@ CASES = {
         # Without Xen, Linux's own driver has the IOMMU, if there is one.
         stands_back("stand-back-no-xen-vtd", expect="translated", xen=None, iommu="vtd"),
         stands_back("stand-back-no-xen", xen=None, iommu="none"),
+        stands_back("stand-back-iommu-off-pvh", dom0="pvh", iommu="vtd", dom0_args="iommu=off"),
+        stands_back("stand-back-iommu-soft-pv", dom0="pv", iommu="vtd", dom0_args="iommu=soft"),
     )),
 }
 
