@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0
-# The lab: see README.md. Everything is done by lab/, which gets the variables below in its environment.
+# The lab: see README.md. Everything is done by lab/, which gets the variables in its environment.
 
-VARIABLES := DOM0 IOMMU KERNEL LINUX_TREE XEN_TREE XEN_IMAGE XEN_ARGS DOM0_ARGS INITRD_EXTRA RUN \
-	     QEMU QEMU_ARGS ICOUNT T
+comma := ,
+ifneq ($(words $(CURDIR))$(findstring :,$(CURDIR))$(findstring $(comma),$(CURDIR)),1)
+$(error The path "$(CURDIR)" has a space, colon or comma, which the builds of Linux and Xen cannot handle)
+endif
 
 # Pass on the text as it was written: $ and quotes in RUN= are for the guest's shell, not for make.
-$(foreach v,$(VARIABLES),$(if $(filter-out undefined,$(origin $v)),$(eval override $v := $$(value $v))$(eval export $v)))
+$(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$(eval override $v := $$(value $v))$(eval export $v)))
 
 help:
 	@echo 'make run      boot Xen and dom0 in QEMU and show the driver at work'
@@ -14,7 +16,7 @@ help:
 	@echo 'make series   write patches for Linux and Xen to build/series'
 	@echo 'make bench    measure'
 	@echo 'make clean    remove build/'
-	@echo 'Variables: $(VARIABLES); README.md explains them.'
+	@echo 'README.md explains the variables, such as DOM0=pv.'
 
 run test shell series bench:
 	@sh lab/bootstrap.sh $@

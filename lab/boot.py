@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
 """Boot a machine in QEMU, follow it, and judge it."""
-import fcntl
 import hashlib
 import os
 import re
@@ -15,7 +14,7 @@ from pathlib import Path
 import build
 import judge
 import machines
-from util import LOGS, Fail, clean_env, die_with_parent, kill_group, output, say
+from util import LOGS, Fail, clean_env, die_with_parent, kill_group, lock, output, say
 
 OLDEST_QEMU = (7, 2)
 POWER_OFF = 60          # seconds from the verdict to QEMU's end
@@ -114,16 +113,8 @@ def command(b, shell):
 
 
 def only_one(name):
-    """Wait until no other lab in this clone runs a boot of that name; the lock lasts as long as the returned file."""
-    path = LOGS / ".locks" / name.replace("/", "-")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = open(path, "w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        say(f"waiting for another boot {name} in this clone")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    return lock
+    """Boots of the same name in one clone run one after the other, since they share a log folder."""
+    return lock(LOGS / ".locks" / name.replace("/", "-"), f"another boot {name} in this clone")
 
 
 def prepare(b):
@@ -165,15 +156,14 @@ class Follower:
 def boot(b, show=False, shell=False):
     """Boot, wait, judge; once more if it was the emulator that failed. show: print the guest's channel while it runs."""
     check_qemu(b.settings.qemu)
-    lock = only_one(b.name)
-    for attempt in range(1, TRIES + 1):
-        result, fault = boot_once(b, show, shell)
-        if not result.code or not fault or shell or attempt == TRIES:
-            break
-        say(f"QEMU's emulation of SVM has failed ({fault}): booting again")
-        shutil.copy(result.logs / "console.log", LOGS / f"{b.name}.emulator-{attempt}.log")
-    lock.close()
-    return result
+    with only_one(b.name):
+        for attempt in range(1, TRIES + 1):
+            result, fault = boot_once(b, show, shell)
+            if not result.code or not fault or shell or attempt == TRIES:
+                break
+            say(f"QEMU's emulation of SVM has failed ({fault}): booting again")
+            shutil.copy(result.logs / "console.log", LOGS / f"{b.name}.emulator-{attempt}.log")
+        return result
 
 
 def boot_once(b, show, shell):
@@ -222,7 +212,7 @@ def follow(qemu, logs, began, timeout, show, show_console):
         code = qemu.poll()
         for line in console.lines():
             heard, started = time.monotonic(), started or "Run /init as init" in line
-            if show_console and not milestones and not KERNEL_LINE.match(line):
+            if show_console and not milestones and not KERNEL_LINE.match(line) and not line.startswith("LAB-"):
                 print(f"         {line}", flush=True)
             for milestone in [m for m in milestones if re.search(m[0], line)]:
                 milestones.remove(milestone)

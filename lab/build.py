@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0
 """Build the kernel, the hypervisor and the initramfs, each only as far as something changed."""
-import fcntl
 import gzip
 import os
 import re
 import shutil
-from contextlib import contextmanager
+import struct
+import zlib
 from pathlib import Path
 
 import fetch
 import overlay
+import util
 from initramfs import newc, newc_tree
-from util import BUILD, CPUS, LAB, LOGS, REPO, Fail, clean_env, output, run, say, write_if_changed
+from util import BUILD, CPUS, LAB, LOGS, REPO, Fail, Progress, clean_env, output, run, say, write_if_changed
 
 SRC, OBJ = BUILD / "src", BUILD / "obj"
 COMPILER = "ccache gcc"
@@ -34,17 +35,9 @@ LEAVE_OUT = (
 )
 
 
-@contextmanager
 def lock():
     """One build at a time in this clone."""
-    BUILD.mkdir(exist_ok=True)
-    with open(BUILD / ".lock", "w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("waiting for another build in this clone")
-            fcntl.flock(f, fcntl.LOCK_EX)
-        yield
+    return util.lock(BUILD / ".lock", "another build in this clone")
 
 
 def check_place():
@@ -115,10 +108,8 @@ def xen_source(user_tree=None, stock=False):
         """A copy of the fetched Xen, to change."""
         pristine, ours = fetch.xen(), SRC / name
         if not ours.is_dir():
-            partial = SRC / f"{name}.partial"
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(pristine, partial, symlinks=True)
-            partial.rename(ours)
+            with util.new_folder(ours) as partial:
+                shutil.copytree(pristine, partial, symlinks=True, dirs_exist_ok=True)
         return ours
 
     return source(name, fetched, user_tree, ({}, []) if stock else overlay.xen_parts(),
@@ -128,6 +119,12 @@ def xen_source(user_tree=None, stock=False):
 def make(what, log, folder, *args, progress=None, append=False):
     run(what, ["make", f"-j{CPUS}", "-C", folder, *args], log, env=clean_env(**ENV),
         progress=progress, append=append)
+
+
+def progress(what, image, name):
+    """A first build makes as many objects as objects.txt says; how many a later one makes, nobody knows."""
+    totals = dict(line.split() for line in (LAB / "objects.txt").read_text().splitlines() if not line.startswith("#"))
+    return Progress(what, 0 if image.exists() else int(totals.get(name, 0)))
 
 
 def write_config(path, *fragments):
@@ -168,7 +165,7 @@ class Kernel:
         self.configure()
         say(f"building {self.src.name} ({self.obj.name}; 10 to 20 minutes the first time)"
             if not self.image.exists() else f"building {self.src.name}: what changed")
-        self.make("kernel", "bzImage", "modules", progress=(r"  (CC|AS|LD|AR) ", OBJ / f".count-{self.obj.name}"))
+        self.make("kernel", "bzImage", "modules", progress=progress("kernel", self.image, self.obj.name))
         return self
 
 
@@ -193,22 +190,47 @@ class Xen:
             self.make("Xen configuration", f"KCONFIG_ALLCONFIG={fragment}", "alldefconfig")
         say(f"building {self.obj.name}"
             + (": what changed" if self.image.exists() else " (2 to 4 minutes the first time)"))
-        self.make("Xen", "build", progress=(r"  (CC|AS|LD) ", OBJ / f".count-{self.obj.name}"), append=True)
+        self.make("Xen", "build", progress=progress("Xen", self.image, self.obj.name), append=True)
         return self
 
 
-def image_of(path):
-    """A hypervisor binary that the user names, unpacked if it is compressed."""
+def unpacked_image(path):
+    """The content of a hypervisor binary that the user names, whole and of the right kind."""
     path = Path(path).expanduser().resolve()
+    if path.is_dir():
+        raise Fail(f"XEN_IMAGE={path}: this is a folder; give the hypervisor's file, xen or xen.gz")
     if not path.is_file():
         raise Fail(f"XEN_IMAGE={path}: no such file")
     data = path.read_bytes()
     if data[:2] == b"\x1f\x8b":
-        data = gzip.decompress(data)
+        try:
+            data = gzip.decompress(data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise Fail(f"XEN_IMAGE={path}: damaged or cut short (gzip: {error})") from error
     if data[:5] != b"\x7fELF\x01":
-        raise Fail(f"XEN_IMAGE={path} is not the 32-bit ELF file (xen or xen.gz) that QEMU boots")
+        raise Fail(f"XEN_IMAGE={path}: not the 32-bit ELF file (xen or xen.gz) that QEMU boots")
+    if len(data) < elf_size(data):
+        raise Fail(f"XEN_IMAGE={path}: cut short ({len(data):,} bytes of {elf_size(data):,})")
+    return data
+
+
+def elf_size(data):
+    """How large a 32-bit ELF file must be to hold its headers and segments."""
+    if len(data) < 52:
+        return 52
+    phoff, phentsize, phnum = *struct.unpack_from("<I", data, 28), *struct.unpack_from("<HH", data, 42)
+    shoff, shentsize, shnum = *struct.unpack_from("<I", data, 32), *struct.unpack_from("<HH", data, 46)
+    size = max(phoff + phentsize * phnum, shoff + shentsize * shnum)
+    if len(data) < phoff + phentsize * phnum or phentsize < 32:
+        return size
+    segments = (struct.unpack_from("<IIIII", data, phoff + n * phentsize) for n in range(phnum))
+    return max([size, *(offset + filesz for _, offset, _, _, filesz in segments)])
+
+
+def image_of(path):
+    """A hypervisor binary that the user names, unpacked if it is compressed."""
     image = OBJ / "xen-image"
-    write_if_changed(image, data)
+    write_if_changed(image, unpacked_image(path))
     return image
 
 
@@ -240,7 +262,7 @@ def initramfs_extra(env, run_command, extra):
     """The part that differs from boot to boot: a second, compressed cpio archive to append to the first."""
     files = {"etc/lab/env": (0o644, "".join(f"{k}={v}\n" for k, v in env.items()).encode())}
     if run_command is not None:
-        files["etc/lab/run"] = (0o755, f"#!/bin/sh\n{run_command}\n".encode())
+        files["etc/lab/run"] = (0o755, os.fsencode(f"#!/bin/sh\n{run_command}\n"))
     data = newc(files)
     if extra:
         extra = Path(extra).expanduser().resolve()

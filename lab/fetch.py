@@ -4,6 +4,7 @@
 The archive's address is the one that this machine's apt uses. Suites that its apt does not know are
 looked up through a private apt directory in the cache, so nothing in /etc/apt changes.
 """
+import functools
 import gzip
 import hashlib
 import os
@@ -12,13 +13,16 @@ import shutil
 import time
 from pathlib import Path
 
-from util import BUILD, CACHE, LAB, LOGS, Fail, clean_env, output, run, say
+from util import BUILD, CACHE, LAB, LOGS, Fail, clean_env, lock, new_folder, output, run, say
 
 APT = CACHE / "apt"
 LOG = LOGS / "fetch.log"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 HELPER = "/usr/lib/apt/apt-helper"
 PAUSES = (1, 5, 15, None)       # seconds to wait after each failed try of a download
+NETWORK = ("-oAcquire::Retries=1", "-oAcquire::http::Timeout=20", "-oAcquire::https::Timeout=20")
+OFFLINE = re.compile(r"(Could not resolve|Temporary failure resolving|Could not connect|Unable to connect|Cannot initiate "
+                     r"the connection|Network is unreachable|No route to host).*")
 SUITES = (                      # (label of the archive, line of the private sources.list)
     ("Debian", "deb {} trixie-backports main"),
     ("Debian", "deb {} trixie main"),
@@ -26,6 +30,15 @@ SUITES = (                      # (label of the archive, line of the private sou
     ("Debian", "deb-src {} trixie main"),
 )
 QEMU_PACKAGES = ("qemu-system-x86", "qemu-system-common", "qemu-system-data")
+
+
+def one_at_a_time(function):
+    """The cache is shared by all clones of this user."""
+    @functools.wraps(function)
+    def locked(*args):
+        with lock(CACHE / ".lock", "another lab that downloads or unpacks"):
+            return function(*args)
+    return locked
 
 
 def archives():
@@ -42,10 +55,15 @@ def archives():
 
 
 def retry(what, cmd, pauses=PAUSES, **kw):
+    """Run a command of apt's that downloads, several times if it fails, but not without a network."""
+    cmd = [cmd[0], *NETWORK, *cmd[1:]]
     for pause in pauses:
+        start = LOG.stat().st_size if LOG.exists() else 0
         try:
             return run(what, cmd, LOG, append=True, **kw)
-        except Fail:
+        except Fail as failure:
+            if offline := OFFLINE.search(LOG.read_bytes()[start:].decode(errors="replace")):
+                raise Fail(f"{what}: Debian's archive cannot be reached ({offline[0].strip()}); log: {LOG}") from failure
             if pause is None:
                 raise
             time.sleep(pause)
@@ -70,7 +88,7 @@ def apt_update():
         return
     sources.write_text(text)
     say("reading Debian's package lists")
-    retry("reading Debian's package lists (no network?)",
+    retry("reading Debian's package lists",
           ["apt-get", *apt_options(), "-oAPT::Update::Error-Mode=any", "update"])
     stamp.touch()
 
@@ -83,15 +101,13 @@ def sha256(path):
 def unpack(what, feed, folder, strip):
     """Unpack the tar stream that the shell command `feed` writes; the folder appears when complete."""
     say(f"unpacking {what}")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    run(f"unpacking {what}",
-        ["bash", "-c", f"set -o pipefail; {feed} | tar -x --strip-components={strip} -C \"$OUT\""],
-        LOG, append=True, env=clean_env(OUT=str(partial)))
-    partial.rename(folder)
+    with new_folder(folder) as partial:
+        run(f"unpacking {what}",
+            ["bash", "-c", f"set -o pipefail; {feed} | tar -x --strip-components={strip} -C \"$OUT\""],
+            LOG, append=True, env=clean_env(OUT=str(partial)))
 
 
+@one_at_a_time
 def linux(version):
     """The unpacked pristine source of Linux `version`; returns its folder."""
     folder = BUILD / "src" / f"linux-{version}"
@@ -110,8 +126,11 @@ def linux(version):
         partial = CACHE / "partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        retry(f"downloading {package}", ["apt-get", *apt_options(), "download", package], cwd=partial)
-        debs = [deb.rename(CACHE / deb.name) for deb in partial.glob("*.deb")]
+        try:
+            retry(f"downloading {package}", ["apt-get", *apt_options(), "download", package], cwd=partial)
+            debs = [deb.rename(CACHE / deb.name) for deb in partial.glob("*.deb")]
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     deb = debs[-1]
     unpack(f"Linux {version} ({deb.name})",
            f"dpkg-deb --fsys-tarfile '{deb}' | tar -xO ./usr/src/{package}.tar.xz | xz -dT0", folder, 1)
@@ -132,6 +151,7 @@ def xen_candidates():
             yield version, digest, "pool/main/x/xen"
 
 
+@one_at_a_time
 def xen():
     """The unpacked pristine source of Xen 4.20; returns its folder."""
     folder = BUILD / "src" / "xen-pristine"
@@ -166,6 +186,7 @@ def xen():
     return folder
 
 
+@one_at_a_time
 def xen_arm64():
     """A ready Xen for arm64, from the archive; returns its image."""
     image = CACHE / "xen-arm64"
@@ -213,6 +234,7 @@ def private_apt(name, suite):
     return options
 
 
+@one_at_a_time
 def qemu(oldest):
     """A QEMU of at least version `oldest` (major, minor): this machine's, or one of backports unpacked in build/."""
     found = re.search(r"version (\d+)\.(\d+)", output(["qemu-system-x86_64", "--version"]) or "")
@@ -227,29 +249,25 @@ def qemu(oldest):
         suite = f"{codename()}-backports"
         say(f"downloading a newer QEMU from {suite}")
         options = private_apt("qemu", suite)
-        partial = CACHE / "qemu.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        retry("downloading QEMU", ["apt-get", *options, "download", *(f"{p}/{suite}" for p in QEMU_PACKAGES)],
-              cwd=partial)
         shutil.rmtree(CACHE / "qemu", ignore_errors=True)
-        debs = sorted(partial.rename(CACHE / "qemu").glob("*.deb"))
-    partial = folder.with_name("qemu.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for deb in debs:
-        run(f"unpacking {deb.name}", ["dpkg-deb", "-x", deb, partial], LOG, append=True)
-    # It looks for its own data at fixed places: tell it where they are now.
-    name = partial / start.name
-    name.write_text('#!/bin/sh\nhere=$(dirname "$(readlink -f "$0")")\n'
-                    'export QEMU_MODULE_DIR="$here/usr/lib/x86_64-linux-gnu/qemu"\n'
-                    'exec "$here/usr/bin/qemu-system-x86_64" -L "$here/usr/share/qemu" -L /usr/share/seabios '
-                    '-L /usr/share/qemu "$@"\n')
-    name.chmod(0o755)
-    partial.rename(folder)
+        with new_folder(CACHE / "qemu") as partial:
+            retry("downloading QEMU", ["apt-get", *options, "download", *(f"{p}/{suite}" for p in QEMU_PACKAGES)],
+                  cwd=partial)
+        debs = sorted((CACHE / "qemu").glob("*.deb"))
+    with new_folder(folder) as partial:
+        for deb in debs:
+            run(f"unpacking {deb.name}", ["dpkg-deb", "-x", deb, partial], LOG, append=True)
+        # It looks for its own data at fixed places: tell it where they are now.
+        name = partial / start.name
+        name.write_text('#!/bin/sh\nhere=$(dirname "$(readlink -f "$0")")\n'
+                        'export QEMU_MODULE_DIR="$here/usr/lib/x86_64-linux-gnu/qemu"\n'
+                        'exec "$here/usr/bin/qemu-system-x86_64" -L "$here/usr/share/qemu" -L /usr/share/seabios '
+                        '-L /usr/share/qemu "$@"\n')
+        name.chmod(0o755)
     return str(start)
 
 
+@one_at_a_time
 def dpdk():
     """DPDK's programs and libraries of this machine's Debian, unpacked; returns the folder."""
     folder = BUILD / "src" / "dpdk"
@@ -264,9 +282,7 @@ def dpdk():
     # What these need and this machine has is not downloaded, and taken from it.
     retry("downloading DPDK", ["apt-get", *options, "-y", "--no-install-recommends", "--download-only",
                                "install", "dpdk-dev", *drivers])
-    partial = folder.with_name("dpdk.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for deb in sorted(archive.glob("*.deb")):
-        run(f"unpacking {deb.name}", ["dpkg-deb", "-x", deb, partial], LOG, append=True)
-    return partial.rename(folder)
+    with new_folder(folder) as partial:
+        for deb in sorted(archive.glob("*.deb")):
+            run(f"unpacking {deb.name}", ["dpkg-deb", "-x", deb, partial], LOG, append=True)
+    return folder

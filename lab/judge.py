@@ -71,6 +71,11 @@ def last_lines(console, count=5):
     return [line.strip() for line in console.splitlines() if line.strip()][-count:]
 
 
+def only_exit_code(reasons):
+    """Did all go well but for the exit code of what the guest ran?"""
+    return len(reasons) == 1 and reasons[0].startswith("the guest's exit code is ")
+
+
 def judge(console, channel, ended):
     """(exit code, [reasons]): 0 and no reason only for a good boot.
 

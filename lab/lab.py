@@ -5,6 +5,7 @@ import importlib
 import os
 import signal
 import sys
+import traceback
 from collections import Counter
 from dataclasses import replace
 from functools import cached_property
@@ -14,15 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import boot
 import build
 import machines
+import util
 from runner import run_all
 from util import CPUS, LAB, LOGS, REPO, Fail, say, say_error
-
-
-def variable(name, default="", allowed=None):
-    value = os.environ.get(name) or default
-    if allowed and value not in allowed:
-        raise Fail(f"{name}={value}: must be {' or '.join(allowed)}")
-    return value
+from variables import check as check_variables, value as variable
 
 
 class Lab:
@@ -38,6 +34,14 @@ class Lab:
             initrd_extra=variable("INITRD_EXTRA"), run=os.environ.get("RUN") or None,
             qemu=variable("QEMU", "qemu-system-x86_64"), qemu_args=variable("QEMU_ARGS"),
             icount=variable("ICOUNT", "0", ("0", "1")) == "1")
+
+    def check(self):
+        """What would fail only after a long build, if it is wrong."""
+        build.check_place()
+        util.check_cache()
+        boot.check_qemu(self.settings.qemu)
+        if self.xen_image:
+            build.unpacked_image(self.xen_image)
 
     @cached_property
     def linux_source(self):
@@ -101,6 +105,9 @@ def run(lab):
     if result.code == 0:
         say(f"PASSED after {result.seconds:.0f} s in QEMU; logs: {log}/")
         return 0
+    if lab.settings.run is not None and boot.judge.only_exit_code(result.reasons):
+        say(f"RUN ended with exit code {result.code}; nothing else went wrong; logs: {log}/")
+        return result.code
     for line in boot.explain(result)[1:]:
         print(f"         {line}")
     say(f"FAILED: {result.reasons[0]}; logs: {log}/")
@@ -140,11 +147,14 @@ def test(lab):
     if unknown := [t for t in chosen if not any(name.startswith(t) for name in found)]:
         raise Fail(f"T={unknown[0]}: no such test; make test T=list shows them all")
     selected = {n: f for n, f in found.items() if not chosen or any(n.startswith(t) for t in chosen)}
-    if len(selected) > 4:
+    if sum(not name.startswith("lab-") for name in selected) > 4:
         # Once, before the cases run side by side and each finds it built.
         lab.xen, lab.initrd  # pylint: disable=pointless-statement
     # A boot keeps one CPU busy most of the time.
     outcomes = run_all(selected, lab, CPUS)
+    longest = sorted(outcomes, key=lambda o: -o.seconds)[:5]
+    print(f"# took longest: {', '.join(f'{o.name} {o.seconds:.0f} s' for o in longest)}")
+    print(f"# logs: {(LOGS / 'test').relative_to(REPO)}/")
     count = Counter(o.verdict for o in outcomes)
     skipped = f", {count['skipped']} skipped" if count["skipped"] else ""
     print(f"{count['passed']} passed, {count['failed']} failed{skipped}", flush=True)
@@ -173,7 +183,10 @@ def main(argv):
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        return COMMANDS[argv[1]](Lab())
+        check_variables(argv[1])
+        lab = Lab()
+        lab.check()
+        return COMMANDS[argv[1]](lab)
     except Fail as failure:
         say_error(failure)
         return 1
@@ -182,6 +195,12 @@ def main(argv):
         return 130
     except OSError as error:
         say_error(f"{error.strerror}: {error.filename or ''}" if error.strerror else error)
+        return 1
+    except Exception as error:
+        log = LOGS / "traceback.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(traceback.format_exc())
+        say_error(f"a fault of the lab itself: {type(error).__name__}: {error}; traceback: {log.relative_to(REPO)}")
         return 1
 
 

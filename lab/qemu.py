@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 import fetch
-from util import CACHE, CPUS, LAB, LOGS, clean_env, output, run, say, Fail
+from util import CACHE, CPUS, LAB, LOGS, Fail, Progress, clean_env, output, run, say
 
 PATCHES = LAB / "patches/qemu"
 LOG = LOGS / "build/qemu.log"
@@ -71,7 +71,7 @@ def build(source, env):
     folder.mkdir()
     run("configuring QEMU", [source / "configure", *CONFIGURE], LOG, cwd=folder, env=env, append=True)
     run("building QEMU", ["ninja", f"-j{CPUS}", "qemu-system-x86_64"], LOG, cwd=folder, env=env, append=True,
-        progress=(r"\[\d+/", CACHE / ".count-qemu"))
+        progress=Progress("QEMU"))
     return folder / "qemu-system-x86_64"
 
 

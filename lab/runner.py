@@ -2,6 +2,7 @@
 """Run test cases side by side, each in a process of its own, and report them as TAP."""
 import os
 import pickle
+import signal
 import sys
 import tempfile
 import time
@@ -74,15 +75,22 @@ class Child:
 def side_by_side(selected, lab, jobs):
     """Yield the outcomes in the order in which the cases end."""
     waiting, running = list(selected.items()), {}
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            name, function = waiting.pop(0)
-            say(f"{name}: started")
-            child = Child(name, function, lab)
-            running[child.pid] = child
-        pid, _ = os.wait()
-        if pid in running:
-            yield running.pop(pid).end()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                name, function = waiting.pop(0)
+                say(f"{name}: started")
+                child = Child(name, function, lab)
+                running[child.pid] = child
+            pid, _ = os.wait()
+            if pid in running:
+                yield running.pop(pid).end()
+    finally:
+        # After Ctrl-C: let them end what they have started.
+        for pid in running:
+            os.kill(pid, signal.SIGTERM)
+        for pid in running:
+            os.waitpid(pid, 0)
 
 
 def run_all(selected, lab, jobs):

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0
 """Paths, messages and subprocesses, shared by all parts of the lab."""
 import ctypes
+import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
 LAB = REPO / "lab"
 BUILD = REPO / "build"
 LOGS = BUILD / "logs"
-CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "xen-iommu"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or f"{os.environ.get('HOME') or ''}/.cache").absolute() / "xen-iommu"
 CPUS = len(os.sched_getaffinity(0))
 
 _start = time.monotonic()
@@ -23,15 +27,31 @@ class Fail(Exception):
     """A failure that one line tells the user."""
 
 
+def check_cache():
+    """The downloads must have a place."""
+    try:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=CACHE):
+            pass
+    except OSError as error:
+        raise Fail(f"cannot write to {CACHE}, the cache of downloads: {error.strerror}; "
+                   "XDG_CACHE_HOME=folder in the environment moves it") from error
+
+
 def say(text):
     seconds = int(time.monotonic() - _start)
     print(f"[{seconds // 60:3}:{seconds % 60:02}] {text}", flush=True)
 
 
-def die_with_parent():
-    """In a child: be killed when the lab dies, however it dies."""
+def die_with_parent(how=signal.SIGKILL):
+    """In a child: get the signal `how` when the lab dies, however it dies."""
     PR_SET_PDEATHSIG = 1
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, how)
+
+
+def terminate_with_parent():
+    """The same for make and the like, which tidy up and end their own children first."""
+    die_with_parent(signal.SIGTERM)
 
 
 def clean_env(**more):
@@ -43,9 +63,9 @@ def clean_env(**more):
     return env
 
 
-def _reason(log):
-    """The line of a failed step's log that says most."""
-    lines = Path(log).read_text(errors="replace").splitlines()
+def _reason(log, start=0):
+    """The line of a failed step's log that says most; the step's output begins at the byte `start`."""
+    lines = Path(log).read_bytes()[start:].decode(errors="replace").splitlines()[1:]
     if any("No space left on device" in line for line in lines):
         return "disk full"
     telling = re.compile(r"error:|^E: |\*\*\*|undefined|FAILED|[Ff]atal|cannot|No rule")
@@ -56,50 +76,102 @@ def _reason(log):
 
 
 def run(what, cmd, log, *, cwd=None, env=None, progress=None, append=False):
-    """Run a step with its output in `log`; while it lasts, say how far it is.
-
-    progress: (regex of the output lines to count, file that keeps the last count)
-    """
+    """Run a step with its output in `log`; a Progress counts its lines and says how far it is."""
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
-    pattern, count_file = progress or (None, None)
-    expected = int(count_file.read_text()) if count_file and count_file.exists() else 0
-    count, told = 0, time.monotonic()
     try:
         with open(log, "ab" if append else "wb") as out:
+            start = out.tell()
             out.write(f"$ {' '.join(map(str, cmd))}\n".encode())
             out.flush()
             proc = subprocess.Popen([str(c) for c in cmd], cwd=cwd, env=env or clean_env(),
                                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                     stderr=subprocess.STDOUT, start_new_session=True,
-                                    preexec_fn=die_with_parent)
+                                    preexec_fn=terminate_with_parent)
             try:
                 for line in proc.stdout:
                     out.write(line)
                     out.flush()
-                    if pattern and re.match(pattern, line.decode(errors="replace")):
-                        count += 1
-                        if time.monotonic() - told > 20:
-                            told = time.monotonic()
-                            say(f"  {what}: {count}" + (f" of about {expected}" if expected else ""))
+                    if progress:
+                        progress.line(line.decode(errors="replace"))
                 code = proc.wait()
             finally:
                 kill_group(proc)
     except OSError as err:
         raise Fail(f"{what}: {err.strerror}: {err.filename or cmd[0]}; log: {log}") from err
     if code:
-        raise Fail(f"{what} failed: {_reason(log)}; log: {log}")
-    if count_file and count > expected // 2:
-        count_file.parent.mkdir(parents=True, exist_ok=True)
-        count_file.write_text(str(count))
+        raise Fail(f"{what} failed: {_reason(log, start)}; log: {log}")
+
+
+class Progress:
+    """Counts the objects that a build makes, and says every 20 seconds how many there are and how long it may last."""
+    OBJECT = re.compile(r"  (?:CC|AS)(?:\s+\[M\])?\s|\[\d+/(\d+)\] ")      # of make, and of ninja, which knows the total
+    PAUSE = 20
+
+    def __init__(self, what, total=0):
+        self.what, self.total, self.count = what, total, 0
+        self.began = self.told = time.monotonic()
+
+    def line(self, text):
+        found = self.OBJECT.match(text)
+        if not found:
+            return
+        self.count += 1
+        self.total = int(found[1] or self.total)
+        now = time.monotonic()
+        if now - self.told >= self.PAUSE:
+            self.told = now
+            say(f"  {self.what}: {self.text(now - self.began)}")
+
+    def text(self, seconds):
+        """total: of all objects. More than that means that it is no longer true: then nothing is foretold."""
+        if not self.total or self.count > self.total:
+            return f"{self.count:,} objects"
+        left = seconds / self.count * (self.total - self.count)
+        return f"{self.count:,} of {self.total:,} objects, about {left / 60:.0f} min left" if left >= 90 \
+            else f"{self.count:,} of {self.total:,} objects, about {left:.0f} s left"
 
 
 def kill_group(proc):
+    """End a process and its children: those that tidy up on SIGTERM get ten seconds to do so."""
+    try:
+        if proc.poll() is None:
+            os.killpg(proc.pid, signal.SIGTERM)
+            proc.wait(10)
+    except (ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
+        pass
     try:
         os.killpg(proc.pid, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
         pass
     proc.wait()
+
+
+@contextmanager
+def new_folder(folder):
+    """A folder to fill: it gets its name when it is complete, and is removed if that fails."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def lock(path, waiting):
+    """Hold a lock file; say `waiting` if another process has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"waiting for {waiting}")
+            fcntl.flock(f, fcntl.LOCK_EX)
+        yield
 
 
 def output(cmd, **kw):

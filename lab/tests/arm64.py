@@ -6,7 +6,7 @@ import build
 import fetch
 import judge
 from initramfs import newc_tree
-from util import LOGS, REPO, Fail, clean_env, die_with_parent, kill_group, run, say, write_if_changed
+from util import LOGS, REPO, Fail, Progress, clean_env, die_with_parent, kill_group, run, say, write_if_changed
 
 CROSS = "aarch64-linux-gnu-"
 LOG = LOGS / "test/arm64"
@@ -24,7 +24,7 @@ def kernel(src):
     if "CONFIG_XEN_IOMMU=y" not in (obj / ".config").read_text():
         raise Fail(f"CONFIG_XEN_IOMMU cannot be set for arm64; log: {LOG}/config.log")
     say("building Linux for arm64")
-    build.make("arm64 kernel", LOG / "build.log", src, *args, "Image", progress=(r"  (CC|AS|LD|AR) ", obj / ".count"))
+    build.make("arm64 kernel", LOG / "build.log", src, *args, "Image", progress=Progress("arm64 kernel"))
     return obj / "arch/arm64/boot/Image"
 
 

@@ -1,14 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of the lab: a judge that lets a bad boot pass would make every other test worthless."""
+import gzip
 import re
+import shutil
+import struct
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import initramfs
 import judge
 import overlay
-from util import LAB, Fail
+import variables
+from util import LAB, REPO, Fail, Progress, clean_env, kill_group, new_folder
 
 
 def judged(lab):
@@ -117,10 +122,139 @@ def archived(lab):
             raise Fail("the archive's content is not what was put in")
 
 
+def refused(lab):
+    """What a user gets wrong is one line that says so, before anything is built."""
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        elf = bytearray(b"\x7fELF\x01".ljust(52, b"\0") + struct.pack("<IIIII", 1, 4096, 0, 0, 100).ljust(32, b"\0"))
+        struct.pack_into("<I", elf, 28, 52)
+        struct.pack_into("<HH", elf, 42, 32, 1)
+        (tmp / "short").write_bytes(elf)
+        (tmp / "header").write_bytes(elf[:40])
+        (tmp / "short.gz").write_bytes(gzip.compress(bytes(elf) * 9)[:-20])
+        (tmp / "damaged.gz").write_bytes(b"\x1f\x8b\x08\0\0\0\0\0\0\0\xff\xff")
+        (tmp / "text").write_text("text")
+        (tmp / "old").write_text("#!/bin/sh\necho QEMU emulator version 5.2.0\n")
+        (tmp / "old").chmod(0o755)
+        cases = (
+            (["run", "DOMO=pv"], "DOMO=: no such variable; is DOM0= meant?"),
+            (["run", "XYZ=1"], "XYZ=: no such variable"),
+            (["run", "T=boot"], "T= means nothing to make run"),
+            (["test", "RUN=ls"], "RUN= means nothing to make test"),
+            (["run", "DOM0=hvm"], "DOM0=hvm: must be pvh or pv"),
+            (["run", "ICOUNT=2"], "ICOUNT=2: must be 0 or 1"),
+            (["run", "KERNEL=../x"], "KERNEL=../x: must be a version"),
+            (["run", "QEMU_ARGS=it's"], "QEMU_ARGS=it's: no closing quotation"),
+            (["run", "QEMU=/none"], "QEMU=/none does not run"),
+            (["run", f"QEMU={tmp}/old"], "QEMU 5.2 is too old"),
+            (["run", f"LINUX_TREE={tmp}"], "not a source tree"),
+            (["run", f"XEN_TREE={tmp}/none"], "no such folder"),
+            (["run", f"INITRD_EXTRA={tmp}/text"], "not a folder"),
+            (["run", f"XEN_IMAGE={tmp}"], "this is a folder"),
+            (["run", f"XEN_IMAGE={tmp}/none"], "no such file"),
+            (["run", f"XEN_IMAGE={tmp}/text"], "not the 32-bit ELF file"),
+            (["run", f"XEN_IMAGE={tmp}/short"], "cut short (84 bytes of 4,196)"),
+            (["run", f"XEN_IMAGE={tmp}/header"], "cut short (40 bytes"),
+            (["run", f"XEN_IMAGE={tmp}/short.gz"], "damaged or cut short"),
+            (["run", f"XEN_IMAGE={tmp}/damaged.gz"], "damaged or cut short"),
+            (["test", "T=no-such"], "T=no-such: no such test"),
+        )
+        for arguments, wanted in cases:
+            must_say(["make", *arguments], wanted)
+        must_say(["make", "run"], "the cache of downloads", XDG_CACHE_HOME="/proc/self")
+        (tmp / "a b/lab").mkdir(parents=True)
+        shutil.copy(REPO / "Makefile", tmp / "a b")
+        shutil.copy(LAB / "bootstrap.sh", tmp / "a b/lab")
+        must_say(["make", "-C", tmp / "a b", "run"], "has a space")
+        must_say(["sh", tmp / "a b/lab/bootstrap.sh", "run"], "has a space")
+
+
+def must_say(cmd, wanted, **env):
+    done = subprocess.run([str(c) for c in cmd], cwd=REPO, env=clean_env(**env), stdin=subprocess.DEVNULL, text=True,
+                          capture_output=True, timeout=60)
+    text = done.stdout + done.stderr
+    said = [line for line in text.splitlines() if not re.match(r"make(\[\d+\])?: ", line)]
+    if not done.returncode or len(said) != 1 or wanted not in said[0]:
+        raise Fail(f"{' '.join(map(str, cmd))}: expected “{wanted}”, got {done.returncode}: {text}")
+
+
+def variables_told(lab):
+    """Those of make's command line are seen, whatever their values are."""
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        (tmp / "lab").mkdir()
+        shutil.copy(REPO / "Makefile", tmp)
+        (tmp / "lab/bootstrap.sh").write_text('printf "%s\\n" "$MAKEFLAGS" "$RUN"\n')
+        text = """a $HOME $(shell id) 'b "c" \\ # T=x -- Y=z"""
+        done = subprocess.run(["make", "-s", "run", f"RUN={text}", "DOM0:=pv", "X="], cwd=tmp, env=clean_env(),
+                              capture_output=True, text=True)
+        flags, run = done.stdout.splitlines()
+        if sorted(variables.given(flags)) != ["DOM0", "RUN", "X"] or run != text:
+            raise Fail(f"{flags}: {variables.given(flags)}; RUN={run}; {done.stderr}")
+    if found := [flags for flags in ("", "s", "w -j2 --jobserver-auth=fifo:/tmp/x", "k -- ") if variables.given(flags)]:
+        raise Fail(f"seen in {found}")
+
+
+def group_lives(group):
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, pgrp = stat.read_text().rpartition(")")[2].split()[:3]
+        except OSError:
+            continue
+        if int(pgrp) == group and state != "Z":
+            return True
+    return False
+
+
+def cleaned_up(lab):
+    """A step that is stopped leaves no process, and a folder that is not complete does not stay."""
+    with tempfile.TemporaryDirectory() as tmp:
+        tmp = Path(tmp)
+        (tmp / "Makefile").write_text("target: ; echo half >$@; sleep 1000\n")
+        proc = subprocess.Popen(["make", "-s", "target"], cwd=tmp, start_new_session=True, stderr=subprocess.DEVNULL)
+        while not (tmp / "target").exists():
+            time.sleep(0.01)
+        kill_group(proc)
+        if (tmp / "target").exists():
+            raise Fail("make was killed before it could remove its target")
+        until = time.monotonic() + 5
+        while group_lives(proc.pid):
+            if time.monotonic() > until:
+                raise Fail("processes are left")
+            time.sleep(0.01)
+        for error in (Fail, KeyboardInterrupt):
+            try:
+                with new_folder(tmp / "new") as partial:
+                    (partial / "file").touch()
+                    raise error
+            except error:
+                pass
+        with new_folder(tmp / "good") as partial:
+            (partial / "file").touch()
+        if sorted(p.name for p in tmp.iterdir()) != ["Makefile", "good"] or not (tmp / "good/file").exists():
+            raise Fail(f"left: {list(tmp.iterdir())}")
+
+
+def foretold(lab):
+    """Progress counts objects, and foretells only what it knows."""
+    progress = Progress("x", 100)
+    for line in ("  CC      a.o", "  CC [M]  b.o", "  AS      c.o", "  AR      d.a", "CC e.o"):
+        progress.line(line)
+    if progress.count != 3 or progress.text(30) != "3 of 100 objects, about 16 min left":
+        raise Fail(f"{progress.count}: {progress.text(30)}")
+    progress.total = 2
+    if progress.text(30) != "3 objects":
+        raise Fail(progress.text(30))
+
+
 CASES = {
     "lab-judge": judged,
     "lab-judge-reports": each_report_is_seen,
     "lab-overlay": overlaid,
     "lab-overlay-place": only_where_it_fits,
     "lab-initramfs": archived,
+    "lab-refuses": refused,
+    "lab-variables": variables_told,
+    "lab-stops": cleaned_up,
+    "lab-progress": foretold,
 }
