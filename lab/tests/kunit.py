@@ -3,8 +3,10 @@
 coverage measured; and in a kernel that looks for memory errors, deadlocks and the like."""
 import json
 import re
+import shutil
 
 import build
+import judge
 from lab import Lab
 from tests.boots import booted
 from util import LOGS, REPO, Fail, clean_env, run
@@ -41,8 +43,18 @@ def judge_coverage(lab, obj):
         raise Fail(f"{share:.1f} % of the driver's lines are run, {MIN_COVERAGE} % are wanted")
 
 
+def judge_console(console):
+    """What the kernel reports while the tests run fails them: kunit.py looks at their results only."""
+    if not console.is_file():
+        raise Fail("kunit.py has kept no console log")
+    shutil.copy(console, LOGS / "test/kunit-console.log")
+    if bad := judge.reports(judge.text_of(console)):
+        raise Fail("\n".join(["the kernel reports:", *bad[:10], "log: build/logs/test/kunit-console.log"]))
+
+
 def kunit(lab):
     log, obj, src = LOGS / "test/kunit.log", build.OBJ / "kunit-um", lab.linux_source
+    console = obj / "test.log"
     options = [
         f"CC={build.COMPILER}",
         # CONFIG_GCOV would do it for the whole kernel, and takes a kernel of its own to build.
@@ -52,8 +64,8 @@ def kunit(lab):
     ]
     with build.lock():
         obj.mkdir(parents=True, exist_ok=True)
-        for old in (obj / SUITE).glob("*.gcda"):
-            old.unlink()
+        for old in [*(obj / SUITE).glob("*.gcda"), console]:
+            old.unlink(missing_ok=True)
         run("KUnit", ["python3", "tools/testing/kunit/kunit.py", "run", f"--kunitconfig={SUITE}", f"--build_dir={obj}",
                       f"--jobs={build.CPUS}", *(f"--make_options={option}" for option in options)],
             log, cwd=src, env=clean_env(**build.ENV))
@@ -61,6 +73,7 @@ def kunit(lab):
         if not done or not int(done[-1][1]):
             raise Fail(f"no test ran; log: {log.relative_to(REPO)}")
         print(f"# {done[-1][1]} of {done[-1][0]} passed", flush=True)
+        judge_console(console)
         judge_coverage(lab, obj)
 
 
