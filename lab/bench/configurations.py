@@ -34,7 +34,7 @@ CONFIGURATIONS.update({f"threads-{name}": {**CONFIGURATIONS[name], "what": "thre
 
 # Those that are run once more, to see where the instructions go.
 PROFILED = ("bare-vtd-strict", "pvh-vtd-strict", "pv-vtd-strict")
-# What of that the report shows; build/bench.json has all.
+# What of that the report shows; results.json has all.
 PROFILED_LOOPS = ("single-1", "single-512", "sg-64", "type1-512-small", "iommufd-512-small", "pin-512-small")
 
 # Columns of the main table: (heading, loop).

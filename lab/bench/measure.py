@@ -76,6 +76,12 @@ def versions(lab):
     }
 
 
+def dump(results):
+    """JSON with one loop a line, so that a difference can be read."""
+    return re.sub(r"\{\n\s+([^{}]*?)\n\s+\}", lambda m: "{" + re.sub(r"\n\s+", " ", m[1]) + "}",
+                  json.dumps(results, indent=1)) + "\n"
+
+
 def bench(lab, chosen, what):
     """chosen: beginnings of names of configurations, all if empty; what: parts of the guest's script.
 
@@ -85,7 +91,9 @@ def bench(lab, chosen, what):
     if unknown := [t for t in chosen if not any(name.startswith(t) for name in every)]:
         raise Fail(f"T={unknown[0]}: no such configuration; there are {' '.join(every)}")
     names = [n for n in every if not chosen or any(n.startswith(t) for t in chosen)]
-    path = BUILD / "bench.json"
+    folder = BUILD / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.json"
     results = {"configurations": {}, "profiles": {}}
     if chosen and path.exists():
         results = json.loads(path.read_text())
@@ -101,10 +109,12 @@ def bench(lab, chosen, what):
             say(str(failure))
         # After each: a run that is stopped leaves what it has.
         text = report.report(results)
-        path.write_text(json.dumps(results, indent=1) + "\n")
-        (BUILD / "bench.svg").write_text(plot.draw(results))
-        (BUILD / "bench.md").write_text(text)
+        path.write_text(dump(results))
+        plot.draw(results, folder / "results.svg")
+        plot.draw(results, BUILD / "bench.png")
+        (folder / "RESULTS.md").write_text(text)
     print(text)
+    say(f"results: {folder.relative_to(REPO)}/; to record them: cp {folder.relative_to(REPO)}/* bench/")
     if failed:
         say(f"FAILED: {' '.join(failed)}")
     return 1 if failed else 0

@@ -1,58 +1,65 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Cost of a mapping against its size, as SVG: both axes logarithmic."""
-import math
+"""The figure of "make bench": what mapping and unmapping costs natively, with this driver, and with others."""
+from bench.report import Figure, per_op
 
-from bench.configurations import SIZES
-from bench.report import Figure
-
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 960, 560, 70, 200, 40, 50
-LOW, HIGH = 2, 8        # powers of ten on the vertical axis
-COLOURS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#e6ab02", "#a6761d", "#666666", "#1f78b4", "#b2182b",
-           "#000000", "#40c0c0")
-
-
-def place(pages, instructions):
-    x = LEFT + math.log2(pages) / math.log2(SIZES[-1]) * (WIDTH - LEFT - RIGHT)
-    level = (math.log10(max(instructions, 10 ** LOW)) - LOW) / (HIGH - LOW)
-    return x, HEIGHT - BOTTOM - level * (HEIGHT - TOP - BOTTOM)
-
-
-def line(x1, y1, x2, y2, style):
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" {style}/>'
+# (label, configuration, colour)
+BARS = (
+    ("native, VT-d", "bare-vtd-strict", "#4477aa"),
+    ("native, virtio-iommu", "bare-virtio-strict", "#88aacc"),
+    ("Xen PVH, xen-iommu", "pvh-vtd-strict", "#228833"),
+    ("Xen PV, xen-iommu", "pv-vtd-strict", "#77bb55"),
+    ("Xen PV, no IOMMU (swiotlb)", "swiotlb-pv", "#bbbbbb"),
+)
+PANELS = (
+    ("1 page", ["map-single-1", "unmap-single-1"]),
+    ("16 pages (64 KiB)", ["map-single-16", "unmap-single-16"]),
+    ("512 pages (2 MiB)", ["map-single-512", "unmap-single-512"]),
+    ("scatterlist of 64 pages", ["map-sg-64", "unmap-sg-64"]),
+)
 
 
-def text(x, y, words, more=""):
-    return f'<text x="{x:.1f}" y="{y:.1f}" {more}>{words}</text>'
+def bar(loops, names):
+    """(work, traps) in thousands of instructions, or None"""
+    figures = [Figure(loops, name) for name in names]
+    if not all(f.there for f in figures):
+        return None
+    return (sum(f.work for f in figures) / 1000, sum(f.traps for f in figures) * per_op(loops, "noop") / 1000)
 
 
-def axes():
-    parts = []
-    for power in range(LOW, HIGH + 1):
-        x, y = place(1, 10 ** power)
-        parts += [line(x, y, WIDTH - RIGHT, y, 'stroke="#ddd"'),
-                  text(x - 6, y + 4, f"{10 ** power:,}", 'text-anchor="end" font-size="10"')]
-    for pages in SIZES[::2]:
-        x, y = place(pages, 10 ** LOW)
-        parts += [line(x, y, x, TOP, 'stroke="#eee"'), text(x, y + 16, f"{pages:,}", 'text-anchor="middle"')]
-    return parts + [text(LEFT, 20, "Instructions of iommu_map() (solid) and iommu_unmap() (dashed), traps included"),
-                    text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, "pages of 4 KiB", 'text-anchor="middle"')]
+def draw(results, path):
+    """Write the figure to `path`, whose suffix is its format."""
+    import matplotlib
+    matplotlib.use("Agg")
+    # The same data give the same file.
+    matplotlib.rcParams.update({"svg.hashsalt": "xen-iommu", "svg.fonttype": "none", "font.size": 11, "hatch.linewidth": 0.6})
+    from matplotlib import pyplot
+    from matplotlib.patches import Patch
 
-
-def draw(results):
-    parts = axes()
-    row = 0
-    for name, configuration in results["configurations"].items():
-        colour, drawn = COLOURS[row % len(COLOURS)], False
-        for way, dash in (("map", ""), ("unmap", ' stroke-dasharray="5 3"')):
-            figures = [(n, Figure(configuration["loops"], f"{way}-domain-{n}")) for n in SIZES]
-            points = " ".join("{:.1f},{:.1f}".format(*place(n, f.total)) for n, f in figures if f.there)
-            if points:
-                drawn = True
-                parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}"{dash}/>')
-        if drawn:
-            y = TOP + 10 + 18 * row
-            parts += [line(WIDTH - RIGHT + 10, y, WIDTH - RIGHT + 34, y, f'stroke="{colour}" stroke-width="3"'),
-                      text(WIDTH - RIGHT + 40, y + 4, name)]
-            row += 1
-    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" font-family="sans-serif" '
-            f'font-size="12">\n<rect width="100%" height="100%" fill="white"/>\n' + "\n".join(parts) + "\n</svg>\n")
+    configurations = results["configurations"]
+    figure, axes = pyplot.subplots(2, 2, figsize=(12.8, 7.2), layout="constrained")
+    figure.get_layout_engine().set(rect=(0, 0.05, 1, 0.95), hspace=0.06)
+    figure.suptitle("Cost of a DMA mapping, map and unmap, in thousands of instructions", fontsize=16, fontweight="bold")
+    for axis, (title, names) in zip(axes.flat, PANELS):
+        values = [bar(configurations[name]["loops"], names) if name in configurations else None for _, name, _ in BARS]
+        longest = max([sum(v) for v in values if v] or [1])
+        for y, ((_, _, colour), value) in enumerate(zip(BARS, values)):
+            if not value:
+                axis.text(0, y, " not measured", va="center", color="#888888")
+                continue
+            work, traps = value
+            axis.barh(y, work, color=colour)
+            if traps >= longest / 200:
+                axis.barh(y, traps, left=work, color="white", edgecolor=colour, hatch="////", linewidth=1)
+            axis.text(work + traps + longest / 80, y, f"{work + traps:.1f}", va="center")
+        axis.set_title(title, loc="left")
+        axis.set_yticks(range(len(BARS)), [label for label, _, _ in BARS])
+        axis.invert_yaxis()
+        axis.set_xlim(0, longest * 1.12)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(handles=[Patch(facecolor="#666666", label="work in Linux and Xen"),
+                           Patch(facecolor="white", edgecolor="#666666", hatch="////", label="entering and leaving Xen")],
+                  loc="lower right", ncol=2, frameon=False)
+    figure.text(0.01, 0.015, "strict mode; QEMU with -icount, one CPU; emulated traps cost more than real ones", fontsize=10,
+                color="#666666")
+    figure.savefig(path, metadata={"Date": None} if str(path).endswith(".svg") else None)
+    pyplot.close(figure)
