@@ -13,10 +13,10 @@ BOOTING = "run test shell bench"
 # {name: the commands that it makes a difference to}
 COMMANDS = {
     "DOM0": "run test shell",
-    "ROOT": "run test shell",
+    "ROOT": "run shell",
     "IOMMU": "run test shell",
     "KERNEL": EVERY,
-    "CONFIG": EVERY,
+    "CONFIG": "deb",
     "LINUX_TREE": EVERY,
     "XEN_TREE": EVERY,
     "XEN_IMAGE": BOOTING,
