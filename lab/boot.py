@@ -28,6 +28,7 @@ MILESTONES = (
     (r"Linux version", "dom0's kernel has started"),
     (r"Run /init as init", "dom0 runs its init"),
 )
+DEBIAN_MILESTONES = ((r"systemd\[1\]: ", "Debian's systemd has started"),)
 # Lines of the guest's channel that are for the log only, and lines of the console that no program wrote.
 DULL = re.compile(r"LAB-|\s*KTAP version|\s*1\.\.\d|\s+# (blocked|no fault logged|refused) ")
 KERNEL_LINE = re.compile(r"\s*$|\[ *\d+\.\d+\]|\(XEN\)")
@@ -37,6 +38,7 @@ KERNEL_LINE = re.compile(r"\s*$|\[ *\d+\.\d+\]|\(XEN\)")
 class Settings:
     """What the user's variables say."""
     dom0: str = "pvh"
+    root: str = "initramfs"
     iommu: str = "vtd"
     xen_args: str = ""
     dom0_args: str = ""
@@ -58,6 +60,8 @@ class Boot:
     expect: str                         # translated, identity, none
     xen_args: str = ""
     disk: bool = True
+    root: Path | None = None            # Debian's image
+    initrd_debian: bytes = b""          # and what it lacks
     cpus: int = 0                       # 0: what this kind of machine has
     env: dict = field(default_factory=dict)
     timeout: int = 600
@@ -92,11 +96,15 @@ def make_disk(path):
 def command(b, shell):
     s = b.settings
     dom0 = s.dom0 if b.xen else "bare"
-    linux = " ".join((machines.LINUX_ARGS_DOM0[dom0], machines.LINUX_ARGS, s.dom0_args)).strip()
-    cmd = [s.qemu, *machines.COMMON, "-m", machines.MEMORY, "-cpu", machines.CPU[dom0, s.iommu],
+    linux = " ".join((machines.LINUX_ARGS_DOM0[dom0], machines.LINUX_ARGS,
+                      machines.DEBIAN_LINUX_ARGS if b.root else "", s.dom0_args)).strip()
+    memory = machines.DEBIAN_MEMORY if b.root else machines.MEMORY
+    cmd = [s.qemu, *machines.COMMON, "-m", memory, "-cpu", machines.CPU[dom0, s.iommu],
            *machines.IOMMU[s.iommu], *machines.EDU]
     if b.disk:
         cmd += machines.DISK
+    if b.root:
+        cmd += [*machines.ROOT_DISK, *machines.NIC]
     cmd += ["-icount", "shift=0", "-smp", "1"] if s.icount else ["-smp", str(b.cpus or machines.CPUS[dom0])]
     if b.xen:
         xen = " ".join((machines.XEN_ARGS, machines.XEN_ARGS_DOM0[dom0], b.xen_args, s.xen_args)).strip()
@@ -122,18 +130,18 @@ def prepare(b):
     logs = LOGS / b.name
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
-    for name, target in (("xen", b.xen), ("bzImage", b.kernel)):
+    for name, target in (("xen", b.xen), ("bzImage", b.kernel), ("root.img", b.root)):
         if target:
             (logs / name).symlink_to(target)
     env = {"LAB_DOM0": b.settings.dom0 if b.xen else "none", "LAB_IOMMU": b.settings.iommu,
-           "LAB_EXPECT": b.expect,
+           "LAB_EXPECT": b.expect, "LAB_ROOT": "debian" if b.root else "initramfs",
            **b.env}
     if b.disk:
         env.update(LAB_DISK_BYTES=machines.DISK_BYTES, LAB_DISK_SHA256=make_disk(logs / "disk.img"))
     for name in ("console.log", "channel.log"):
         (logs / name).touch()
-    extra = build.initramfs_extra(env, b.settings.run, b.settings.initrd_extra)
-    (logs / "initrd.gz").write_bytes(b.initrd.read_bytes() + extra)
+    extra = build.initramfs_extra(env, b.settings.run, b.settings.initrd_extra, below="debian" if b.root else "")
+    (logs / "initrd.gz").write_bytes(b.initrd.read_bytes() + b.initrd_debian + extra)
     return logs
 
 
@@ -174,12 +182,12 @@ def boot_once(b, show, shell):
     (logs / "qemu.cmd").write_text(shlex.join(cmd) + "\n")
     began = time.monotonic()
     with open(logs / "qemu.log", "wb") as qemu_log:
-        qemu = subprocess.Popen(cmd, cwd=logs, env=clean_env(), stdin=None if shell else subprocess.DEVNULL,
+        qemu = subprocess.Popen(cmd, cwd=logs, env=clean_env(TMPDIR=str(logs)), stdin=None if shell else subprocess.DEVNULL,
                                 stdout=None if shell else qemu_log, stderr=None if shell else qemu_log,
                                 start_new_session=not shell, preexec_fn=die_with_parent)
         try:
             ended = wait_shell(qemu) if shell else follow(
-                qemu, logs, began, timeout, show, show_console=show and b.settings.run is not None)
+                qemu, logs, began, timeout, show, show_console=show and b.settings.run is not None, debian=b.root)
         finally:
             if shell:
                 qemu.kill()
@@ -202,10 +210,10 @@ def wait_shell(qemu):
     return "off"
 
 
-def follow(qemu, logs, began, timeout, show, show_console):
+def follow(qemu, logs, began, timeout, show, show_console, debian):
     """Wait for QEMU's end; say how it ended."""
     console, channel = Follower(logs / "console.log"), Follower(logs / "channel.log")
-    milestones = list(MILESTONES)
+    milestones = [*MILESTONES, *(DEBIAN_MILESTONES if debian else ())]
     deadline = began + timeout
     heard, started = began, False
     while True:

@@ -258,8 +258,11 @@ def initramfs(kernel):
     return image
 
 
-def initramfs_extra(env, run_command, extra):
-    """The part that differs from boot to boot: a second, compressed cpio archive to append to the first."""
+def initramfs_extra(env, run_command, extra, below=""):
+    """
+    The part that differs from boot to boot: a second, compressed cpio archive to append to the first. `below` is where
+    the user's files go.
+    """
     files = {"etc/lab/env": (0o644, "".join(f"{k}={v}\n" for k, v in env.items()).encode())}
     if run_command is not None:
         files["etc/lab/run"] = (0o755, os.fsencode(f"#!/bin/sh\n{run_command}\n"))
@@ -268,5 +271,5 @@ def initramfs_extra(env, run_command, extra):
         extra = Path(extra).expanduser().resolve()
         if not extra.is_dir():
             raise Fail(f"INITRD_EXTRA={extra}: no such folder")
-        data += newc_tree(extra)
+        data += newc_tree(extra, below)
     return gzip.compress(data, 1, mtime=0)

@@ -32,8 +32,8 @@ def newc(files):
     return _archive({path: (stat.S_IFREG | perm, data, (0, 0)) for path, (perm, data) in files.items()})
 
 
-def newc_tree(root):
-    """An archive of what is in a folder, and a console for the first process."""
+def newc_tree(root, below=""):
+    """An archive of what is in a folder, and a console for the first process; `below` is where the folder goes."""
     entries = {"dev/console": CONSOLE}
     for path in Path(root).rglob("*"):
         mode = path.lstat().st_mode
@@ -45,5 +45,5 @@ def newc_tree(root):
             data = b""
         else:
             continue
-        entries[str(path.relative_to(root))] = (mode, data, (0, 0))
+        entries[str(Path(below) / path.relative_to(root))] = (mode, data, (0, 0))
     return _archive(entries)

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0
 """The lab's commands: run, shell, test, bench, series. The Makefile calls them; variables come from make."""
+import gzip
 import importlib
 import os
 import signal
@@ -14,11 +15,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import boot
 import build
+import debian
 import machines
 import util
 from runner import run_all
 from util import CPUS, LAB, LOGS, REPO, Fail, say, say_error
 from variables import check as check_variables, value as variable
+
+
+DEBIAN_PATIENCE = 3     # times as long as the initramfs may it take
 
 
 class Lab:
@@ -28,6 +33,7 @@ class Lab:
         self.version = variable("KERNEL", "7.3")
         self.linux_tree, self.xen_tree = variable("LINUX_TREE"), variable("XEN_TREE")
         self.xen_image = variable("XEN_IMAGE")
+        self.root = variable("ROOT", "initramfs", ("initramfs", "debian"))
         self.settings = boot.Settings(
             dom0=variable("DOM0", "pvh", ("pvh", "pv")), iommu=variable("IOMMU", "vtd", ("vtd", "amd")),
             xen_args=variable("XEN_ARGS"), dom0_args=variable("DOM0_ARGS"),
@@ -58,6 +64,10 @@ class Lab:
         kernel = self.kernel
         with build.lock():
             return build.initramfs(kernel)
+
+    @cached_property
+    def initrd_debian(self):
+        return gzip.compress(debian.initramfs_extra(self.kernel), 1, mtime=0)
 
     @cached_property
     def xen(self):
@@ -91,16 +101,19 @@ class Lab:
         image = {"ours": lambda: self.xen, "stock": lambda: self.stock_xen, "debug": lambda: self.debug_xen,
                  "drafts": lambda: self.drafts_xen,
                  None: lambda: None}[xen]()
-        kernel, initrd = self.kernel.image, self.initrd
+        kernel, initrd, debian_root = self.kernel.image, self.initrd, {}
+        if chosen.root == "debian":
+            debian_root = {"root": debian.image(), "initrd_debian": self.initrd_debian}
+            timeout *= DEBIAN_PATIENCE
         if show:
             say(f"booting {'dom0 ' + chosen.dom0 if image else 'Linux without Xen'}, IOMMU {chosen.iommu}, in QEMU")
         return boot.boot(boot.Boot(name=name, kernel=kernel, initrd=initrd, xen=image, settings=chosen,
                                    expect=expect or machines.EXPECT[chosen.dom0], xen_args=xen_args, disk=disk, cpus=cpus,
-                                   timeout=timeout, env=env or {}), show=show, shell=shell)
+                                   timeout=timeout, env=env or {}, **debian_root), show=show, shell=shell)
 
 
 def run(lab):
-    result = lab.boot("run", show=True)
+    result = lab.boot("run", show=True, root=lab.root)
     log = result.logs.relative_to(REPO)
     if result.code == 0:
         say(f"PASSED after {result.seconds:.0f} s in QEMU; logs: {log}/")
@@ -116,7 +129,7 @@ def run(lab):
 
 def shell(lab):
     say("leave with Ctrl-A X, or power off in dom0")
-    lab.boot("shell", shell=True, env={"LAB_SHELL": 1})
+    lab.boot("shell", shell=True, root=lab.root, env={"LAB_SHELL": 1})
     return 0
 
 

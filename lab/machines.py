@@ -11,6 +11,15 @@ CPUS = {"pvh": 1, "pv": 2, "bare": 2}
 EDU = ["-device", "edu,dma_mask=0xffffffffffff"]
 DISK = ["-drive", "if=none,id=disk,file=disk.img,format=raw,cache=unsafe", "-device", "nvme,drive=disk,serial=lab"]
 DISK_BYTES = 64 << 20
+# With ROOT=debian: room for guests, the root on an NVMe of its own, and a NIC for their network. The wire ends in
+# QEMU, where port 7 of ECHO sends back what it gets.
+DEBIAN_MEMORY = "3072"
+ROOT_DISK = ["-drive", "if=none,id=root,file=root.img,format=raw,snapshot=on,cache=unsafe",
+             "-device", "nvme,drive=root,serial=root"]
+DEBIAN_LINUX_ARGS = "systemd.unit=lab.service systemd.show_status=0"
+ECHO = "10.0.2.100"
+NIC = ["-netdev", f"user,id=net0,restrict=on,guestfwd=tcp:{ECHO}:7-cmd:cat",
+       "-device", "e1000e,netdev=net0,romfile=,mac=52:54:00:12:34:56"]
 # For the kernel's VFIO selftests, which drive it, and map 1 GiB at a time; needs QEMU 8.0. Its virtual functions
 # are 16 slots up from it. None may have 00:14.0, by which QEMU's amd-iommu knows the I/O APIC: when Xen forgets
 # such a function, it forgets how to remap the I/O APIC's interrupts.

@@ -57,7 +57,7 @@ def terminate_with_parent():
 def clean_env(**more):
     """Our environment without what the calling make put there for its own children."""
     drop = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS", "KERNEL", "IOMMU",
-            "DOM0", "RUN", "O", "V", "C", "W", "M", "ARCH", "CROSS_COMPILE")
+            "DOM0", "ROOT", "CONFIG", "RUN", "O", "V", "C", "W", "M", "ARCH", "CROSS_COMPILE")
     env = {k: v for k, v in os.environ.items() if k not in drop}
     env.update(LC_ALL="C", **more)
     return env

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=sh
+# What the tests with guests share. Read in by each of them, after "set -eu".
+
+. /usr/lib/xen-iommu/lib.sh
+
+HERE=/usr/lib/xen-iommu/debian
+GUESTS=/run/guests
+ECHO=10.0.2.100
+# Seconds that a guest may take under emulation, from its creation to its word.
+PATIENCE=300
+
+# guest_kind NUMBER: PV and PVH guests in turn, where dom0 can have both
+guest_kind() {
+	if [ $(($1 % 2)) = 1 ] || ! xl info virt_caps | grep -q hvm; then
+		echo pv
+	else
+		echo pvh
+	fi
+}
+
+# The guests' kernel is Debian's, as it is; their root is busybox, and that kernel's own drivers.
+guest_base() {
+	[ ! -e "$GUESTS/base.cpio" ] || return 0
+	mkdir -p "$GUESTS/root/bin" "$GUESTS/root/sbin" "$GUESTS/root/usr/bin" "$GUESTS/root/usr/sbin" "$GUESTS/root/proc" \
+		"$GUESTS/root/sys" "$GUESTS/root/dev" "$GUESTS/root/tmp" "$GUESTS/root/modules"
+	kernel=$(echo /boot/vmlinuz-*-cloud-amd64)
+	[ -e "$kernel" ] || fail "no kernel for guests in the image"
+	version=${kernel#/boot/vmlinuz-}
+	cp "$kernel" "$GUESTS/vmlinuz"
+	number=0
+	for module in block/xen-blkfront net/xen-netfront xen/xen-gntalloc pci/xen-pcifront; do
+		number=$((number + 1))
+		busybox unxz -c "/lib/modules/$version/kernel/drivers/$module.ko.xz" \
+			> "$GUESTS/root/modules/$number-$(basename $module).ko"
+	done
+	cp /bin/busybox /usr/bin/guest-grants "$GUESTS/root/bin/"
+	cp $HERE/guest-init "$GUESTS/root/init"
+	archive "$GUESTS/root" > "$GUESTS/base.cpio"
+}
+
+archive() {
+	(cd "$1" && find . | cpio -o -H newc --quiet)
+}
+
+# log NAME: what a guest has written on its console
+log() {
+	tr -d '\r' < "/var/log/xen/console/guest-$1.log" 2> /dev/null || true
+}
+
+# guest NAME pv|pvh ADDRESS SCRIPT [DISK...]: create one; its NIC has the address 10.0.2.ADDRESS, its disks are xvda, xvdb, ...
+guest() {
+	name=$1 kind=$2 address=$3 script=$4
+	shift 4
+	guest_base
+	folder="$GUESTS/$name"
+	rm -rf "$folder" "/var/log/xen/console/guest-$name.log"
+	mkdir -p "$folder/root/lab"
+	printf '%s\n' "$script" > "$folder/root/lab/run"
+	printf 'NAME=%s\nADDRESS=%s\nECHO=%s\n' "$name" "$address" "$ECHO" > "$folder/root/lab/env"
+	{ cat "$GUESTS/base.cpio"; archive "$folder/root"; } > "$folder/initrd"
+	letter=a disks=
+	for disk in "$@"; do
+		disks="$disks'format=raw, vdev=xvd$letter, access=w, script=$HERE/block, target=$disk', "
+		letter=$(echo "$letter" | tr a-y b-z)
+	done
+	cat > "$folder/config" <<-END
+		name = "$name"
+		type = "$kind"
+		kernel = "$GUESTS/vmlinuz"
+		ramdisk = "$folder/initrd"
+		extra = "console=hvc0 rdinit=/init panic=1"
+		memory = 192
+		vcpus = 1
+		disk = [ $disks ]
+		vif = [ "mac=00:16:3e:00:00:$(printf %02x "$address"), script=$HERE/vif" ]
+		on_poweroff = "destroy"
+		on_reboot = "destroy"
+		on_crash = "destroy"
+	END
+	began=$(now)
+	if ! xl create "$folder/config" > "$folder/xl" 2>&1; then
+		sed 's/^/    # xl: /' "$folder/xl"
+		fail "guest $name ($kind) cannot be created"
+	fi
+	say "$name: $kind guest, created in $(($(now) - began)) s"
+}
+
+# Seconds since boot.
+now() {
+	sed 's/\..*//' /proc/uptime
+}
+
+exists() {
+	xl domid "$1" > /dev/null 2>&1
+}
+
+# wait_word NAME PATTERN: wait until a guest has written such a line
+wait_word() {
+	deadline=$(($(now) + PATIENCE))
+	until log "$1" | grep -q "$2"; do
+		if [ "$(now)" -ge $deadline ] || ! exists "$1"; then
+			# It may have written the line as its last.
+			if log "$1" | grep -q "$2"; then
+				break
+			fi
+			log "$1" | tail -n 15 | sed "s/^/    # $1: /"
+			exists "$1" || fail "guest $1 is gone, and has not said: $2"
+			fail "guest $1 has not said in $PATIENCE s: $2"
+		fi
+		sleep 1
+	done
+}
+
+# wait_guest NAME: wait for its word and its end; fail unless it was a good one
+wait_guest() {
+	wait_word "$1" '^GUEST-EXIT '
+	code=$(log "$1" | sed -n 's/^GUEST-EXIT //p')
+	log "$1" | grep '^# ' | sed "s/^#/    # $1:/" || true
+	if [ "$code" != 0 ]; then
+		log "$1" | tail -n 25 | sed "s/^/    # $1: /"
+		fail "guest $1: expected exit code 0, got $code"
+	fi
+	wait_gone "$1"
+}
+
+# leave ADDRESS: tell a guest that listens at port 8 to end
+leave() {
+	tries=0
+	until echo leave | busybox nc -w 10 "10.0.2.$1" 8; do
+		tries=$((tries + 1))
+		[ $tries -lt 30 ] || fail "the guest at 10.0.2.$1 does not listen"
+		sleep 1
+	done
+}
+
+wait_gone() {
+	deadline=$(($(now) + PATIENCE))
+	while exists "$1"; do
+		[ "$(now)" -lt $deadline ] || fail "guest $1 is still there after $PATIENCE s: $(xl list | grep "^$1 ")"
+		sleep 1
+	done
+}
+
+destroy_all() {
+	for id in $(xl list | awk 'NR > 1 && $2 != 0 { print $2 }'); do
+		xl destroy "$id" || true
+	done
+}
+
+# The disk under test: not the root.
+test_disk() {
+	serial=$(grep -ls '^lab *$' /sys/block/nvme*/device/serial) || fail "no NVMe disk with the serial number lab"
+	serial=${serial#/sys/block/}
+	echo "/dev/${serial%%/*}"
+}
+
+# Give the disk two partitions of 31 MiB.
+partition_disk() {
+	disk=$(test_disk)
+	if [ ! -e "${disk}p2" ]; then
+		{
+			printf '\0\0\0\0\203\0\0\0\0\010\0\0\0\370\0\0'
+			printf '\0\0\0\0\203\0\0\0\0\0\001\0\0\370\0\0'
+			printf '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\125\252'
+		} | dd of="$disk" bs=1 seek=446 conv=notrunc status=none
+		blockdev --rereadpt "$disk"
+		udevadm settle
+	fi
+	[ -e "${disk}p2" ] || fail "$disk has no partitions"
+}
+
+# sum_of DEVICE MIB: checksum of its beginning, past the page cache
+sum_of() {
+	dd if="$1" bs=1M count="$2" iflag=direct status=none | sha256sum | cut -d' ' -f1
+}
