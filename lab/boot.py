@@ -21,7 +21,7 @@ POWER_OFF = 60          # seconds from the verdict to QEMU's end
 SILENCE = 150           # seconds without a word before dom0's init
 TRIES = 3               # of a boot that fails by the emulator's fault
 
-# What the console shows on the way, to say how far a boot is.
+# Console lines that show how far a boot has come.
 MILESTONES = (
     (r"\(XEN\).*Xen version", "Xen has started"),
     (r"\(XEN\).*I/O virtualisation enabled", "Xen uses the IOMMU"),
@@ -29,14 +29,14 @@ MILESTONES = (
     (r"Run /init as init", "dom0 runs its init"),
 )
 DEBIAN_MILESTONES = ((r"systemd\[1\]: ", "Debian's systemd has started"),)
-# Lines of the guest's channel that are for the log only, and lines of the console that no program wrote.
+# Lines of the guest's channel that only the log needs, and console lines that no program printed.
 DULL = re.compile(r"LAB-|\s*KTAP version|\s*1\.\.\d|\s+# (blocked|no fault logged|refused) ")
 KERNEL_LINE = re.compile(r"\s*$|\[ *\d+\.\d+\]|\(XEN\)")
 
 
 @dataclass
 class Settings:
-    """What the user's variables say."""
+    """The user's variables."""
     dom0: str = "pvh"
     root: str = "initramfs"
     iommu: str = "vtd"
@@ -51,7 +51,7 @@ class Settings:
 
 @dataclass
 class Boot:
-    """One boot: what runs, and what the guest is to find."""
+    """One boot: what runs, and what the guest should find."""
     name: str
     kernel: Path
     initrd: Path
@@ -126,7 +126,7 @@ def only_one(name):
 
 
 def prepare(b):
-    """Fill the boot's log folder with what QEMU needs."""
+    """Put what QEMU needs into the boot's log folder."""
     logs = LOGS / b.name
     shutil.rmtree(logs, ignore_errors=True)
     logs.mkdir(parents=True)
@@ -151,7 +151,7 @@ def tidy(logs):
 
 
 class Follower:
-    """Hand on the complete lines that have been added to a file."""
+    """Returns the complete lines that were added to a file."""
 
     def __init__(self, path):
         self.file, self.rest = open(path, "rb"), b""
@@ -162,7 +162,7 @@ class Follower:
 
 
 def boot(b, show=False, shell=False):
-    """Boot, wait, judge; once more if it was the emulator that failed. show: print the guest's channel while it runs."""
+    """Boot, wait, judge; retry if the emulator failed. show: print the guest's channel while it runs."""
     check_qemu(b.settings.qemu)
     with only_one(b.name):
         for attempt in range(1, TRIES + 1):
@@ -175,7 +175,7 @@ def boot(b, show=False, shell=False):
 
 
 def boot_once(b, show, shell):
-    """(result, what the emulator did wrong or None)"""
+    """Returns (result, the emulator's fault or None)."""
     logs = prepare(b)
     timeout = b.timeout * (8 if b.settings.icount else 1)
     cmd = command(b, shell)
@@ -211,7 +211,7 @@ def wait_shell(qemu):
 
 
 def follow(qemu, logs, began, timeout, show, show_console, debian):
-    """Wait for QEMU's end; say how it ended."""
+    """Wait until QEMU ends; returns how it ended."""
     console, channel = Follower(logs / "console.log"), Follower(logs / "channel.log")
     milestones = [*MILESTONES, *(DEBIAN_MILESTONES if debian else ())]
     deadline = began + timeout
@@ -244,7 +244,7 @@ def follow(qemu, logs, began, timeout, show, show_console, debian):
 
 
 def explain(result):
-    """The lines that tell the user of a failed boot."""
+    """The lines that explain a failed boot to the user."""
     lines = list(result.reasons)
     if not judge.VERDICT.search(result.channel):
         lines += [f"  console: {line}" for line in judge.last_lines(result.console)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Build the kernel, the hypervisor and the initramfs, each only as far as something changed."""
+"""Build the kernel, the hypervisor and the initramfs; only what changed is rebuilt."""
 import gzip
 import os
 import re
@@ -16,8 +16,8 @@ from util import BUILD, CPUS, LAB, LOGS, REPO, Fail, Progress, clean_env, output
 
 SRC, OBJ = BUILD / "src", BUILD / "obj"
 COMPILER = "ccache gcc"
-# Objects are found in the cache again by another clone. Xen tells the assembler where its headers are, by an absolute
-# path that ccache cannot make relative.
+# Another clone finds the objects in the cache. Xen passes its header path to the assembler as an absolute path, which
+# ccache cannot make relative.
 ENV = {
     "CCACHE_BASEDIR": str(BUILD), "CCACHE_NOHASHDIR": "1", "CCACHE_IGNOREOPTIONS": "-Wa,-I*",
     "CCACHE_SLOPPINESS": "time_macros",
@@ -49,7 +49,7 @@ def check_place():
 
 
 def copy_of(user_tree, name, managed):
-    """A copy of a user's source tree under build/, without what was built in it."""
+    """A copy of a user's source tree under build/, without build products."""
     user_tree = Path(user_tree).expanduser().resolve()
     if not (user_tree / "Makefile").is_file():
         raise Fail(f"{user_tree} is no source tree (no Makefile in it)")
@@ -122,7 +122,7 @@ def make(what, log, folder, *args, progress=None, append=False):
 
 
 def progress(what, image, name):
-    """A first build makes as many objects as objects.txt says; how many a later one makes, nobody knows."""
+    """objects.txt has the number of objects of a first build; that of a later one is unknown."""
     totals = dict(line.split() for line in (LAB / "objects.txt").read_text().splitlines() if not line.startswith("#"))
     return Progress(what, 0 if image.exists() else int(totals.get(name, 0)))
 
@@ -195,7 +195,7 @@ class Xen:
 
 
 def unpacked_image(path):
-    """The content of a hypervisor binary that the user names, whole and of the right kind."""
+    """The content of the user's hypervisor binary, checked to be complete and bootable."""
     path = Path(path).expanduser().resolve()
     if path.is_dir():
         raise Fail(f"XEN_IMAGE={path}: this is a folder; give the hypervisor's file, xen or xen.gz")
@@ -228,7 +228,7 @@ def elf_size(data):
 
 
 def image_of(path):
-    """A hypervisor binary that the user names, unpacked if it is compressed."""
+    """The user's hypervisor binary, unpacked if it is compressed."""
     image = OBJ / "xen-image"
     write_if_changed(image, unpacked_image(path))
     return image

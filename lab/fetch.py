@@ -55,7 +55,7 @@ def archives():
 
 
 def retry(what, cmd, pauses=PAUSES, **kw):
-    """Run a command of apt's that downloads, several times if it fails, but not without a network."""
+    """Run an apt command that downloads; retry if it fails, unless there is no network."""
     cmd = [cmd[0], *NETWORK, *cmd[1:]]
     for pause in pauses:
         start = LOG.stat().st_size if LOG.exists() else 0
@@ -76,7 +76,7 @@ def apt_options():
 
 
 def apt_update():
-    """Bring the private package lists up to date, once an hour at most."""
+    """Update the private package lists, at most once an hour."""
     for folder in ("lists/partial", "cache/archives/partial"):
         (APT / folder).mkdir(parents=True, exist_ok=True)
     uris = archives()
@@ -120,7 +120,7 @@ def linux(version):
         known = output(["apt-cache", *apt_options(), "pkgnames", "linux-source-"]) or ""
         if package not in known.split():
             there = sorted(name.removeprefix("linux-source-") for name in known.split())
-            raise Fail(f"Debian's archive has no Linux {version} (any more); it has "
+            raise Fail(f"Debian's archive has no Linux {version}; it has "
                        f"{', '.join(there) or 'none'}: use KERNEL= or LINUX_TREE=")
         say(f"downloading {package}, about 160 MB")
         partial = CACHE / "partial"
@@ -173,14 +173,14 @@ def xen():
                        partial, f"SHA256:{digest}"], pauses=(3, None))
             except Fail:
                 tried.append(version)
-                say(f"the archive does not deliver Xen {version}")
+                say(f"the archive does not have Xen {version}")
                 continue
             if sha256(partial) != digest:
                 raise Fail(f"{partial} does not have the expected SHA256 {digest}")
             tarballs = [partial.rename(CACHE / name)]
             break
         else:
-            raise Fail(f"Debian's archive delivers none of Xen {', '.join(tried)}: name an unpacked "
+            raise Fail(f"Debian's archive has none of Xen {', '.join(tried)}: name an unpacked "
                        f"Xen 4.20 with XEN_TREE=; log: {LOG}")
     unpack(f"Xen ({tarballs[-1].name})", f"xz -dcT0 '{tarballs[-1]}'", folder, 1)
     return folder
@@ -216,7 +216,7 @@ def xen_arm64():
 def codename():
     found = re.search(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.M)
     if not found:
-        raise Fail("this is no release of Debian: name a newer QEMU with QEMU=")
+        raise Fail("this is not a Debian release: name a newer QEMU with QEMU=")
     return found[1]
 
 
@@ -257,7 +257,7 @@ def qemu(oldest):
     with new_folder(folder) as partial:
         for deb in debs:
             run(f"unpacking {deb.name}", ["dpkg-deb", "-x", deb, partial], LOG, append=True)
-        # It looks for its own data at fixed places: tell it where they are now.
+        # QEMU expects its data in fixed places: tell it where they are.
         name = partial / start.name
         name.write_text('#!/bin/sh\nhere=$(dirname "$(readlink -f "$0")")\n'
                         'export QEMU_MODULE_DIR="$here/usr/lib/x86_64-linux-gnu/qemu"\n'
@@ -275,11 +275,11 @@ def dpdk():
         return folder
     say("downloading DPDK, about 20 MB")
     options = private_apt("dpdk", codename())
-    # Their names have the version of the interface.
+    # The package names contain the ABI version.
     drivers = [name for driver in ("net-e1000", "mempool-ring")
                for name in (output(["apt-cache", *options, "pkgnames", f"librte-{driver}"]) or "").split()]
     archive = CACHE / "apt-dpdk/cache/archives"
-    # What these need and this machine has is not downloaded, and taken from it.
+    # Dependencies that this machine has are not downloaded; its own are used.
     retry("downloading DPDK", ["apt-get", *options, "-y", "--no-install-recommends", "--download-only",
                                "install", "dpdk-dev", *drivers])
     with new_folder(folder) as partial:

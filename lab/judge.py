@@ -23,7 +23,7 @@ BAD = re.compile("|".join((
     r"\(XEN\).*(Pagetable walk from|Early fatal|Watchdog timer fired)",
 )))
 
-# What looks bad on the console and is provably not ours: (expression, why). It is taken out before judging.
+# Console output that looks bad but is provably not ours: (expression, why). It is removed before judging.
 EXCEPTIONS = (
     (r"\(XEN\) WARNING: CONSOLE OUTPUT IS SYNCHRONOUS", "the lab asks for sync_console"),
     (r"unchecked MSR access error: RDMSR from 0xc0010055 .*\n(?:\(XEN\).*\n)*.*Call Trace:\n(?:.*\n){0,12}?.*</TASK>",
@@ -32,14 +32,14 @@ EXCEPTIONS = (
      "User-mode Linux has PCI, but no device of its own for it; before the tests begin"),
 )
 
-# Faults of QEMU's SVM emulation that kill a PVH dom0: what no processor and no software could do, or what
-# happens before anything of ours runs. (expression, what it shows)
+# Faults of QEMU's SVM emulation that kill a PVH dom0: states that no processor or software could cause, or that occur
+# before any of our code runs. (expression, what it shows)
 EMULATION = (
     (r"\(XEN\) RIP: +e008:\S+\n\(XEN\) RFLAGS: \S+ +CONTEXT: hvm guest", "the guest's registers are Xen's own"),
     (r"RIP: 0010:asm_sysvec_xen_hvm_callback\+0x0/.*\n.*\n.* EFLAGS: 000000[0-9a-f][0-9a-f]\s",
      "an interrupt at the first instruction of an interrupt gate"),
 )
-# Where dom0 has got to when the driver starts.
+# What dom0 prints once the driver starts.
 OURS_BEGINS = re.compile(r"xen-iommu: |Run /init as init")
 
 VERDICT = re.compile(r"^LAB-EXIT (\d+)\s*$", re.M)
@@ -48,7 +48,7 @@ NOT_OK = re.compile(r"^\s*not ok\b(?!.*# (?:SKIP|TODO)).*$", re.M)
 
 
 def text_of(path):
-    """A log's text; both consoles end lines with one or two carriage returns."""
+    """A log's text, without the carriage returns that both consoles add."""
     return path.read_bytes().decode(errors="replace").replace("\r", "")
 
 
@@ -60,7 +60,7 @@ def reports(console):
 
 
 def emulator_fault(console, ended):
-    """What QEMU did wrong, or None."""
+    """The emulator's fault, or None."""
     for sign, what in EMULATION:
         if re.search(sign, console):
             return what
@@ -74,7 +74,7 @@ def last_lines(console, count=5):
 
 
 def only_exit_code(reasons):
-    """Did all go well but for the exit code of what the guest ran?"""
+    """Did only the command fail that the guest ran?"""
     return len(reasons) == 1 and reasons[0].startswith("the guest's exit code is ")
 
 

@@ -7,7 +7,7 @@ MEMORY = "2048"
 # QEMU's SVM loses wake-ups when several CPUs run a PVH dom0: about one boot of six then hangs as the second starts.
 CPUS = {"pvh": 1, "pv": 2, "bare": 2}
 
-# Devices whose DMA the tests look at.
+# Devices whose DMA the tests check.
 EDU = ["-device", "edu,dma_mask=0xffffffffffff"]
 DISK = ["-drive", "if=none,id=disk,file=disk.img,format=raw,cache=unsafe", "-device", "nvme,drive=disk,serial=lab"]
 DISK_BYTES = 64 << 20
@@ -24,8 +24,8 @@ NIC = ["-netdev", f"user,id=net0,restrict=on,guestfwd=tcp:{ECHO}:7-cmd:cat",
 # are 16 slots up from it. None may have 00:14.0, by which QEMU's amd-iommu knows the I/O APIC: when Xen forgets
 # such a function, it forgets how to remap the I/O APIC's interrupts.
 IGB = "-device igb,romfile=,addr=8"
-# Two of them on one wire, so that neither's functions are in the other's way. Not behind a port: QEMU 10.0's amd-iommu
-# takes what is there for a device of bus 0.
+# Two of them on one wire, so that their functions do not get in each other's way. Not behind a port: QEMU 10.0's
+# amd-iommu takes a device there for one of bus 0.
 IGB_PAIR = ("-netdev hubport,id=wire0,hubid=0 -device igb,romfile=,addr=8,netdev=wire0 "
             "-netdev hubport,id=wire1,hubid=0 -device igb,romfile=,addr=a,netdev=wire1")
 BIG_MEMORY = "3072"
@@ -57,7 +57,7 @@ CPU = {
     ("bare", "none"): "qemu64",
 }
 
-# What DPDK's programs ask of a processor.
+# What DPDK's programs require of a processor.
 CPU_DPDK = "+ssse3,+sse4.1,+sse4.2,+popcnt"
 
 XEN_ARGS = "console=com1 com1=115200,8n1 sync_console loglvl=all guest_loglvl=all conring_size=1m dom0_mem=1024M"
@@ -67,5 +67,5 @@ XEN_ARGS_DOM0 = {"pvh": "dom0=pvh", "pv": "dom0=pv"}
 LINUX_ARGS = "panic=1 rdinit=/init iommu.strict=1"
 LINUX_ARGS_DOM0 = {"pvh": "console=hvc0", "pv": "console=hvc0", "bare": "console=ttyS0"}
 
-# What a dom0's devices are to be behind, by the core's default, with our driver on our Xen.
+# The default domain that dom0's devices are expected to have, with our driver on our Xen.
 EXPECT = {"pvh": "translated", "pv": "identity"}

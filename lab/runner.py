@@ -13,7 +13,7 @@ from util import Fail, die_with_parent, say
 
 
 class Skip(Exception):
-    """A test that cannot be run here, and why."""
+    """The reason why a test cannot run here."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ def run_one(name, function, lab):
 
 
 class Child:
-    """A case that runs in the background; what it prints is kept until it ends."""
+    """A case that runs in the background; its output is kept until it ends."""
 
     def __init__(self, name, function, lab):
         self.name, self.output, self.result = name, tempfile.TemporaryFile(), tempfile.TemporaryFile()
@@ -86,7 +86,7 @@ def side_by_side(selected, lab, jobs):
             if pid in running:
                 yield running.pop(pid).end()
     finally:
-        # After Ctrl-C: let them end what they have started.
+        # After Ctrl-C: let them stop what they have started.
         for pid in running:
             os.kill(pid, signal.SIGTERM)
         for pid in running:

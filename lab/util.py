@@ -28,7 +28,7 @@ class Fail(Exception):
 
 
 def check_cache():
-    """The downloads must have a place."""
+    """Fail unless downloads can be stored."""
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=CACHE):
@@ -64,7 +64,7 @@ def clean_env(**more):
 
 
 def _reason(log, start=0):
-    """The line of a failed step's log that says most; the step's output begins at the byte `start`."""
+    """The most telling line of a failed step's log; the step's output begins at byte `start`."""
     lines = Path(log).read_bytes()[start:].decode(errors="replace").splitlines()[1:]
     if any("No space left on device" in line for line in lines):
         return "disk full"
@@ -104,7 +104,7 @@ def run(what, cmd, log, *, cwd=None, env=None, progress=None, append=False):
 
 
 class Progress:
-    """Counts the objects that a build makes, and says every 20 seconds how many there are and how long it may last."""
+    """Counts the objects that a build makes, and reports them every 20 seconds with an estimate of the time left."""
     OBJECT = re.compile(r"  (?:CC|AS)(?:\s+\[M\])?\s|\[\d+/(\d+)\] ")      # of make, and of ninja, which knows the total
     PAUSE = 20
 
@@ -124,7 +124,7 @@ class Progress:
             say(f"  {self.what}: {self.text(now - self.began)}")
 
     def text(self, seconds):
-        """total: of all objects. More than that means that it is no longer true: then nothing is foretold."""
+        """Without a total, or past it, there is no estimate."""
         if not self.total or self.count > self.total:
             return f"{self.count:,} objects"
         left = seconds / self.count * (self.total - self.count)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The variables that a user gives to make: which there are, which command takes each, and what they may be."""
+"""The variables that a user gives to make: which exist, which commands use each, and what they may contain."""
 import difflib
 import os
 import re

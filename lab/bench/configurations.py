@@ -4,21 +4,21 @@
 LAZY, STRICT = "iommu.strict=0", "iommu.strict=1"
 TRANSLATE = "iommu.passthrough=0"
 
-# More memory than the tests have: 512 MiB of user memory are mapped, and 1 GiB from 256 MiB on.
+# More memory than for the tests: 512 MiB of user memory and 1 GiB from 256 MiB on are mapped.
 QEMU_ARGS = "-m 2560"
-# Xen's warning of a synchronous console takes three seconds, which are three thousand million instructions.
+# Xen's warning of a synchronous console takes three seconds, which is three billion instructions.
 XEN_ARGS = "dom0_mem=1536M no-sync_console"
 
 CONFIGURATIONS = {
-    # Without an IOMMU: what the I/O of the others is compared with.
+    # Without an IOMMU: the baseline for I/O.
     "bare-none": dict(xen=None, iommu="none", expect="none", dom0_args="", what="kernel dma nvme"),
     "pvh-none": dict(dom0="pvh", iommu="vtd", expect="none", dom0_args="xen_iommu.enable=0", what="nvme"),
     "bare-vtd-strict": dict(xen=None, iommu="vtd", expect="translated", dom0_args=STRICT),
     "bare-vtd-lazy": dict(xen=None, iommu="vtd", expect="translated", dom0_args=LAZY),
-    # The device's side of the work is QEMU's, which is not counted. With a disk, the machine hangs when it goes down.
+    # QEMU does the device's side of the work, which is not counted. With a disk, the machine hangs on shutdown.
     "bare-virtio-strict": dict(xen=None, iommu="none", expect="translated", dom0_args=STRICT,
                                qemu_args="-device virtio-iommu-pci", disk=False),
-    # No translation at all: what Linux does on Xen without our driver.
+    # No translation: Linux on Xen without our driver.
     "swiotlb-pv": dict(dom0="pv", iommu="vtd", expect="none", dom0_args="xen_iommu.enable=0",
                        what="kernel dma nvme"),
     **{f"{dom0}-{iommu}-{mode}": dict(dom0=dom0, iommu=iommu, expect="translated", dom0_args=f"{arg} {TRANSLATE}")
@@ -27,12 +27,12 @@ CONFIGURATIONS = {
        if (dom0, mode) != ("pv", "lazy")},
 }
 
-# The same machines with two CPUs and without counting: does the work of one hold up the other's?
+# The same machines with two CPUs and without counting: does one CPU hold up the other?
 THREADED = [n for n in CONFIGURATIONS if n.startswith(("bare-vtd", "pvh-vtd", "pv-vtd"))]
 CONFIGURATIONS.update({f"threads-{name}": {**CONFIGURATIONS[name], "what": "threads", "cpus": 2, "icount": False}
                        for name in THREADED})
 
-# Those that are run once more, to see where the instructions go.
+# Profiled in another run, to show where the instructions go.
 PROFILED = ("bare-vtd-strict", "pvh-vtd-strict", "pv-vtd-strict")
 # What of that the report shows; results.json has all.
 PROFILED_LOOPS = ("single-1", "single-512", "sg-64", "type1-512-small", "iommufd-512-small", "pin-512-small")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""make bench: boot the configurations, collect what the guest counts, and write it down."""
+"""make bench: boot the configurations, collect what the guests count, and write the results."""
 import json
 import re
 import shlex
@@ -42,7 +42,7 @@ def measure(lab, name, what, more=()):
 
 
 def seen(console):
-    """The versions that the machine itself told."""
+    """The versions that the machine itself reported."""
     found = {"linux": re.search(r"Linux version (\S+)", console),
              "xen": re.search(r"Xen version (\S+)", console)}
     return {key: match[1] for key, match in found.items() if match}
@@ -68,7 +68,7 @@ def profile(lab, name):
 
 
 def versions(lab):
-    """Of what is the same for all machines."""
+    """Versions that are the same for all machines."""
     return {
         "repository": (output(["git", "-C", REPO, "describe", "--always", "--dirty"]) or "unknown").strip(),
         "qemu": (output([lab.settings.qemu, "--version"]) or "unknown").splitlines()[0],
@@ -77,7 +77,7 @@ def versions(lab):
 
 
 def dump(results):
-    """JSON with one loop a line, so that a difference can be read."""
+    """JSON with one loop per line, for readable diffs."""
     return re.sub(r"\{\n\s+([^{}]*?)\n\s+\}", lambda m: "{" + re.sub(r"\n\s+", " ", m[1]) + "}",
                   json.dumps(results, indent=1)) + "\n"
 
@@ -107,7 +107,7 @@ def bench(lab, chosen, what):
         except Fail as failure:
             failed.append(name)
             say(str(failure))
-        # After each: a run that is stopped leaves what it has.
+        # After each one, so that a run that is stopped leaves its results.
         text = report.report(results)
         path.write_text(dump(results))
         plot.draw(results, folder / "results.svg")

@@ -13,7 +13,7 @@ class Figure:
         if not self.there:
             return
         ops = entry["ops"]
-        # What lies between a round's two clock reads has the end of one and the beginning of the other.
+        # A round includes the end of one clock read and the beginning of the other: together one read.
         self.total = (entry["ns"] - entry["rounds"] * per_op(loops, "clock")) / ops
         self.traps = entry.get("hypercalls", 0) / ops
         self.work = self.total - self.traps * per_op(loops, "noop")
@@ -89,7 +89,7 @@ def devices(results):
 
 
 def threads(results):
-    """Time of two CPUs, each with the work, by that of one: 1 if they do not meet, 2 if one waits for the other."""
+    """Time of two CPUs relative to one: 1 if they do not disturb each other, 2 if one always waits."""
     found = []
     for name, configuration in results["configurations"].items():
         one, two = (configuration["loops"].get(f"threads-{n}", {}).get("ns") for n in (1, 2))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""arm64: the driver compiles there, and declines on a Xen that has no such hypercall, which is all that there are."""
+"""arm64: the driver compiles, and stays inactive on a Xen without the hypercall; no other Xen for arm64 exists yet."""
 import subprocess
 
 import build
@@ -61,7 +61,7 @@ def arm64(lab):
         finally:
             kill_group(qemu)
     text = judge.text_of(console)
-    # There is one serial port only: the verdict is among the console's lines.
+    # There is only one serial port, so the verdict is on the console.
     code, reasons = judge.judge(text, text, ended)
     if code:
         raise Fail("\n".join([*reasons, *judge.last_lines(text), f"log: {console.relative_to(REPO)}"]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Boots: dom0 with our driver on our Xen, and the cases in which the driver must stand back."""
+"""Boots: dom0 with our driver on our Xen, and the cases in which the driver must stay inactive."""
 import os
 
 from boot import explain
@@ -16,7 +16,7 @@ def booted(lab, name, **kw):
 
 
 def fits(dom0, iommu):
-    """Skip what is not the machine that the user has asked for."""
+    """Skip machines other than the one that the user asked for."""
     for variable, value in (("DOM0", dom0), ("IOMMU", iommu)):
         if os.environ.get(variable, value) != value:
             raise Skip(f"{variable}={os.environ[variable]}")
@@ -104,7 +104,7 @@ CASES = {
     )),
 }
 
-# Long ones, and what differs little from the above: only by name.
+# Long ones, and those that differ little from the above: they run only by name.
 EXTRA = {
     "stress-pvh-vtd": stress("pvh", "vtd"),
     "stress-pvh-amd": stress("pvh", "amd"),
@@ -115,6 +115,6 @@ EXTRA = {
     "fuzz-pvh-amd": fuzz("pvh", "amd"),
 }
 
-# What runs by default on VT-d does so on the other IOMMU if the user asks for that.
+# With IOMMU=amd, the tests that default to VT-d run on AMD-Vi.
 if os.environ.get("IOMMU") == "amd":
     CASES.update({name: EXTRA.pop(name) for name in list(EXTRA) if "-amd" in name and not name.startswith("stress-")})

@@ -39,7 +39,7 @@ def each_report_is_seen(lab):
 
 
 def overlaid(lab):
-    """Our parts come into a tree, change there, and leave it as it was."""
+    """Our parts can be put into a tree, changed, and removed without a trace."""
     with tempfile.TemporaryDirectory() as tmp:
         tree, whole, patch = Path(tmp) / "tree", Path(tmp) / "whole", Path(tmp) / "a.patch"
         tree.mkdir()
@@ -123,7 +123,7 @@ def archived(lab):
 
 
 def refused(lab):
-    """What a user gets wrong is one line that says so, before anything is built."""
+    """A user's mistake is answered by one clear line, before anything is built."""
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         elf = bytearray(b"\x7fELF\x01".ljust(52, b"\0") + struct.pack("<IIIII", 1, 4096, 0, 0, 100).ljust(32, b"\0"))
@@ -179,7 +179,7 @@ def must_say(cmd, wanted, **env):
 
 
 def variables_told(lab):
-    """Those of make's command line are seen, whatever their values are."""
+    """Variables on make's command line are recognized, whatever their values."""
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         (tmp / "lab").mkdir()
@@ -207,7 +207,7 @@ def group_lives(group):
 
 
 def cleaned_up(lab):
-    """A step that is stopped leaves no process, and a folder that is not complete does not stay."""
+    """A step that is stopped leaves no process and no incomplete folder."""
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         (tmp / "Makefile").write_text("target: ; echo half >$@; sleep 1000\n")
@@ -236,7 +236,7 @@ def cleaned_up(lab):
 
 
 def foretold(lab):
-    """Progress counts objects, and foretells only what it knows."""
+    """Progress counts objects, and estimates only with a valid total."""
     progress = Progress("x", 100)
     for line in ("  CC      a.o", "  CC [M]  b.o", "  AS      c.o", "  AR      d.a", "CC e.o"):
         progress.line(line)

@@ -8,9 +8,9 @@ import build
 import overlay
 from util import LOGS, REPO, Fail, clean_env
 
-# Debian's sparse, 0.6.4, does not know this operator, which Linux 7.3 wants; without the qualifiers it does as well.
+# Debian's sparse, 0.6.4, lacks this operator, which Linux 7.3 uses; __typeof__ serves as well.
 SPARSE = "sparse -D__typeof_unqual__=__typeof__"
-# Findings of checkpatch that stay: (path, type, why).
+# Accepted findings of checkpatch: (path, type, why).
 ACCEPTED = (
     (r"include/xen/interface/", "PREFER_KERNEL_TYPES|LINE_SPACING", "the style of the headers that are shared with Xen"),
     (r"drivers/iommu/tests/", "ENOSYS", "what a hypervisor answers to a hypercall that it does not have"),
@@ -76,7 +76,7 @@ def compiler_and_sparse(lab):
 
 
 def guest_modules(lab, flags):
-    """What compiler and sparse say of the test modules that the guest loads."""
+    """What compiler and sparse report for the test modules that the guest loads."""
     source, log = REPO / "tools/testing/xen-iommu/modules", LOGS / "test/guest-modules.build.log"
     copy = build.OBJ / "guest-modules"
     shutil.rmtree(copy, ignore_errors=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""What Xen can be told on its command line: to block DMA, to behave like the drafts, to do without a feature."""
+"""Options on Xen's command line: block DMA, behave like earlier drafts of the interface, leave out a feature."""
 import os
 import re
 
@@ -100,7 +100,7 @@ EXTRA = {
                                        dom0_args="iommu.passthrough=0"),
 }
 
-# What runs by default on VT-d does so on the other IOMMU if the user asks for that.
+# With IOMMU=amd, the tests that default to VT-d run on AMD-Vi.
 if os.environ.get("IOMMU") == "amd":
     CASES.update({name: EXTRA.pop(name) for name in list(EXTRA)
                   if name.startswith(("no-", "gigabyte-", "drafts-")) and name.endswith("-amd")})
