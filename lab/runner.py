@@ -85,12 +85,17 @@ def side_by_side(selected, lab, jobs):
             pid, _ = os.wait()
             if pid in running:
                 yield running.pop(pid).end()
-    finally:
-        # After Ctrl-C: let them stop what they have started.
+    except KeyboardInterrupt:
+        # The terminal has interrupted them, too: let them stop what they have started.
+        for pid in running:
+            os.waitpid(pid, 0)
+        raise
+    except SystemExit:
         for pid in running:
             os.kill(pid, signal.SIGTERM)
         for pid in running:
             os.waitpid(pid, 0)
+        raise
 
 
 def run_all(selected, lab, jobs):

@@ -134,6 +134,8 @@ class Progress:
 
 def kill_group(proc):
     """End a process and its children: those that tidy up on SIGTERM get ten seconds to do so."""
+    # A second Ctrl-C must not interrupt this.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         if proc.poll() is None:
             os.killpg(proc.pid, signal.SIGTERM)
@@ -145,6 +147,7 @@ def kill_group(proc):
     except (ProcessLookupError, PermissionError):
         pass
     proc.wait()
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
