@@ -8,7 +8,7 @@ HERE=/usr/lib/xen-iommu/debian
 GUESTS=/run/guests
 ECHO=10.0.2.100
 # Seconds that a guest may take under emulation, from its creation to its word.
-PATIENCE=300
+PATIENCE=600
 
 # guest_kind NUMBER: PV and PVH guests in turn, where dom0 can have both
 guest_kind() {
@@ -45,7 +45,7 @@ archive() {
 
 # log NAME: what a guest has written on its console
 log() {
-	tr -d '\r' < "/var/log/xen/console/guest-$1.log" 2> /dev/null || true
+	cat "/var/log/xen/console/guest-$1.log" 2> /dev/null | tr -d '\r'
 }
 
 # guest NAME pv|pvh ADDRESS SCRIPT [DISK...]: create one; its NIC has the address 10.0.2.ADDRESS, its disks are xvda, xvdb, ...
