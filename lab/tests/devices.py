@@ -60,6 +60,30 @@ def hotplug(dom0, **kw):
 SLOT = ("-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off "
         "-device pcie-root-port,id=slot,chassis=1,slot=1,addr=10")
 
+# Two devices with the requester ID of one PCI bridge.
+BRIDGE = ("-device pcie-pci-bridge,id=pci,addr=11 -device edu,dma_mask=0xffffffffffff,bus=pci,addr=1 "
+          "-device edu,dma_mask=0xffffffffffff,bus=pci,addr=2")
+
+BEHIND_BRIDGE = r"""
+. /usr/lib/xen-iommu/lib.sh
+set -eu
+load_edu
+at_bridge() { for dev in $(edu_devices); do case $dev in *:00:*) ;; *) echo "$dev" ;; esac; done; }
+# shellcheck disable=SC2046 # two words
+set -- $(at_bridge)
+[ $# = 2 ] || fail "not two edus at the bridge: $*"
+groups=$(for dev; do readlink "/sys/bus/pci/devices/$dev/iommu_group"; done | sort -u | wc -l)
+[ "$groups" = 1 ] || fail "$groups groups for one requester ID"
+run_edu "$1" dma
+run_edu "$2" dma
+echo 1 > "/sys/bus/pci/devices/$1/remove"
+run_edu "$2" dma
+echo 1 > /sys/bus/pci/rescan
+[ -e "$EDU/$1/run" ] || fail "$1 is not back"
+run_edu "$1" dma
+run_edu "$2" dma
+"""
+
 IN_SLOT = r"""
 . /usr/lib/xen-iommu/vfio-lib.sh
 set -eu
@@ -170,6 +194,15 @@ def slot(dom0, **kw):
     return case
 
 
+def bridge(dom0, **kw):
+    """Of two devices behind a PCI bridge one goes and comes; the other has its DMA all the time."""
+    def case(lab):
+        fits(dom0, IOMMU)
+        booted(lab, f"bridge-{dom0}-{IOMMU}", dom0=dom0, iommu=IOMMU, expect="translated", run=BEHIND_BRIDGE,
+               qemu_args=BRIDGE, **kw)
+    return case
+
+
 PV_ARGS = {"dom0_args": "iommu.passthrough=0"}
 
 CASES = {
@@ -177,4 +210,5 @@ CASES = {
     f"hotplug-pv-{IOMMU}": hotplug("pv", **PV_ARGS),
     f"slot-pvh-{IOMMU}": slot("pvh"),
     f"slot-pv-{IOMMU}": slot("pv", **PV_ARGS),
+    f"bridge-pv-{IOMMU}": bridge("pv", **PV_ARGS),
 }
