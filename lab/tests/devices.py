@@ -7,7 +7,7 @@ import socket
 import threading
 
 from tests.boots import booted, fits
-from util import LOGS
+from util import LOGS, Fail
 
 # The IOMMU that the user has asked for.
 IOMMU = os.environ.get("IOMMU") or "vtd"
@@ -138,6 +138,14 @@ class Operator(threading.Thread):
                 self.error = f"{command}: {answer['error']['desc']}"
                 return
 
+    def pull(self):
+        self.ask("device_del", id="plugged")
+        # The guest has let go of it before its slot is powered off, which is when QEMU takes it away.
+        while not self.error:
+            message = json.loads(self.qemu.readline())
+            if message.get("event") == "DEVICE_DELETED" and message["data"].get("device") == "plugged":
+                break
+
     def plug(self, first):
         if first:
             shutil.copy(self.logs / "disk.img", self.logs / "plugged.img")
@@ -162,7 +170,7 @@ class Operator(threading.Thread):
                         self.ask("qmp_capabilities")
                     self.plug(first)
                 elif order == "LAB-PULL":
-                    self.ask("device_del", id="plugged")
+                    self.pull()
                 elif order.startswith("LAB-EXIT"):
                     break
         self.qemu = None
@@ -187,6 +195,8 @@ def slot(dom0, **kw):
         operator.start()
         try:
             booted(lab, name, dom0=dom0, iommu=IOMMU, expect="translated", run=IN_SLOT, qemu_args=SLOT, **kw)
+        except Fail as e:
+            raise Fail(f"{e}\nthe slot's operator: {operator.error or 'no error'}") from e
         finally:
             operator.stop.set()
             operator.join()
