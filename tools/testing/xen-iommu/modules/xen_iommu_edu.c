@@ -762,7 +762,7 @@ static int large_coherent(struct edu_test *t)
 }
 
 /* A device with few address bits: as many mappings as it has addresses, and again. */
-#define NARROW_BITS	28
+#define NARROW_BITS	24
 #define NARROW_MAX	(1U << (NARROW_BITS - PAGE_SHIFT))
 
 static int narrow_round(struct edu_test *t, dma_addr_t *bus, struct page *dst)
