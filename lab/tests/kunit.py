@@ -87,12 +87,16 @@ def debug_lab(lab, flavour="debug", *more):
     return debug
 
 
+# In a guest whose kernel has run the suite.
+ALL_PASSED = ("results=/sys/kernel/debug/kunit/xen_iommu/results; grep '^# ' $results; "
+              "grep -q '^# xen_iommu: pass:[1-9][0-9]* fail:0 ' $results && ! grep -q '^ *not ok' $results")
+
+
 def kunit_debug(lab):
     """Two CPUs, KASAN, lockdep, UBSAN; without Xen. The judge sees their reports."""
     booted(debug_lab(lab), "debug-kunit", xen=None, iommu="none", expect="none", timeout=1800, disk=False,
            dom0_args="kunit.enable=1 kunit.filter_glob=xen_iommu",
-           run="results=/sys/kernel/debug/kunit/xen_iommu/results; grep '^# ' $results; "
-               "grep -q '^# xen_iommu: pass:[1-9][0-9]* fail:0 ' $results && ! grep -q '^ *not ok' $results")
+           run=ALL_PASSED)
 
 
 def boot_debug(dom0):
