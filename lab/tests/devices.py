@@ -58,7 +58,7 @@ def hotplug(dom0, **kw):
 
 # A PCIe slot, which is to be operated natively, as on servers, and not by the firmware's ACPI code.
 SLOT = ("-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off "
-        "-device pcie-root-port,id=slot,chassis=1,slot=1,addr=10")
+        "-device pcie-root-port,id=port,chassis=1,slot=1,addr=10")
 
 # Two devices with the requester ID of one PCI bridge.
 BRIDGE = ("-device pcie-pci-bridge,id=pci,addr=11 -device edu,dma_mask=0xffffffffffff,bus=pci,addr=1 "
@@ -151,7 +151,7 @@ class Operator(threading.Thread):
             shutil.copy(self.logs / "disk.img", self.logs / "plugged.img")
             self.ask("blockdev-add", driver="raw", **{"node-name": "plugged"},
                      file={"driver": "file", "filename": "plugged.img"})
-        self.ask("device_add", driver="nvme", id="plugged", bus="slot", drive="plugged", serial="plugged")
+        self.ask("device_add", driver="nvme", id="plugged", bus="port", drive="plugged", serial="plugged")
 
     def operate(self):
         """One QEMU, from its first order to its end; the boot may be tried again."""
