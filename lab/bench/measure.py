@@ -95,8 +95,9 @@ def bench(lab, chosen, what):
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
     results = {"configurations": {}, "profiles": {}}
-    if chosen and path.exists():
-        results = json.loads(path.read_text())
+    known = path if path.exists() else REPO / "bench/results.json"
+    if chosen and known.exists():
+        results = json.loads(known.read_text())
     failed = []
     for name in names:
         try:

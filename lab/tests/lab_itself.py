@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Tests of the lab: a judge that lets a bad boot pass would make every other test worthless."""
 import gzip
+import json
 import re
 import shutil
 import struct
@@ -13,6 +14,7 @@ import initramfs
 import judge
 import overlay
 import variables
+from bench import measure, report
 from util import LAB, REPO, Fail, Progress, clean_env, kill_group, new_folder
 
 
@@ -247,6 +249,16 @@ def foretold(lab):
         raise Fail(progress.text(30))
 
 
+def recorded(lab):
+    """The tables in bench/ are those of the data in bench/; without data there are tables, too."""
+    text = (REPO / "bench/results.json").read_text()
+    if (REPO / "bench/RESULTS.md").read_text() != report.report(json.loads(text)):
+        raise Fail("bench/RESULTS.md is not what lab/bench/report.py makes of bench/results.json")
+    if measure.dump(json.loads(text)) != text:
+        raise Fail("bench/results.json is not written as make bench writes it")
+    report.report({"configurations": {}, "profiles": {}})
+
+
 CASES = {
     "lab-judge": judged,
     "lab-judge-reports": each_report_is_seen,
@@ -257,4 +269,5 @@ CASES = {
     "lab-variables": variables_told,
     "lab-stops": cleaned_up,
     "lab-progress": foretold,
+    "lab-results": recorded,
 }
