@@ -874,8 +874,56 @@ static void xen_iommu_put_ctx(struct xen_iommu *xi, u16 ctx, bool empty)
  * Devices
  */
 
+struct xen_iommu_id {
+	struct xen_iommu_dev *xdev;
+	int segment;
+	u16 id;
+};
+
+static int xen_iommu_has_id(struct pci_dev *pdev, u16 id, void *data)
+{
+	const struct xen_iommu_id *wanted = data;
+
+	return id == wanted->id && pci_domain_nr(pdev->bus) == wanted->segment;
+}
+
+/* A device that uses that id, other than @wanted->xdev. */
+static struct xen_iommu_dev *xen_iommu_find_id(struct xen_iommu *xi,
+					       struct xen_iommu_id *wanted)
+{
+	struct xen_iommu_dev *xdev;
+
+	lockdep_assert_held(&xi->mutex);
+	list_for_each_entry(xdev, &xi->devices, list)
+		if (xdev != wanted->xdev &&
+		    pci_for_each_dma_alias(xdev->pdev, xen_iommu_has_id, wanted))
+			return xdev;
+	return NULL;
+}
+
+/*
+ * For pci_for_each_dma_alias(): whether other devices use a requester id of this
+ * one, as they do behind a bridge to conventional PCI, or behind VMD. They are in
+ * one group, so the core has them all in the same domain.
+ */
+static int xen_iommu_is_shared(struct pci_dev *pdev, u16 id, void *data)
+{
+	struct xen_iommu_id wanted = {
+		.xdev = data,
+		.segment = pci_domain_nr(pdev->bus),
+		.id = id,
+	};
+	struct xen_iommu_dev *other = xen_iommu_find_id(wanted.xdev->xi, &wanted);
+
+	if (other)
+		wanted.xdev->ctx = other->ctx;
+	return !!other;
+}
+
 struct xen_iommu_move {
 	u16 ctx;
+	/* The device if it is released: ids that others use stay. */
+	struct xen_iommu_dev *released;
 	bool alias;
 	int ret;
 };
@@ -885,9 +933,15 @@ static int xen_iommu_move_id(struct pci_dev *pdev, u16 id, void *data)
 {
 	struct xen_iommu_move *move = data;
 
+	if (move->released && xen_iommu_is_shared(pdev, id, move->released))
+		return 0;
+
 	move->ret = xen_iommu_attach(pdev, id, move->ctx);
-	/* The hypervisor may not know aliases, or set them up by itself. */
-	if (move->ret == -ENODEV && move->alias)
+	/*
+	 * The hypervisor may not know aliases, or set them up by itself. When a
+	 * device is unplugged, it has been told before.
+	 */
+	if (move->ret == -ENODEV && (move->alias || move->released))
 		move->ret = 0;
 	if (!move->ret)
 		move->alias = true;
@@ -939,52 +993,6 @@ static struct xen_iommu_domain xen_iommu_blocked = {
 	.domain.ops = &xen_iommu_static_ops,
 };
 
-struct xen_iommu_id {
-	struct xen_iommu_dev *xdev;
-	int segment;
-	u16 id;
-};
-
-static int xen_iommu_has_id(struct pci_dev *pdev, u16 id, void *data)
-{
-	const struct xen_iommu_id *wanted = data;
-
-	return id == wanted->id && pci_domain_nr(pdev->bus) == wanted->segment;
-}
-
-/* A device that uses that id, other than @wanted->xdev. */
-static struct xen_iommu_dev *xen_iommu_find_id(struct xen_iommu *xi,
-					       struct xen_iommu_id *wanted)
-{
-	struct xen_iommu_dev *xdev;
-
-	lockdep_assert_held(&xi->mutex);
-	list_for_each_entry(xdev, &xi->devices, list)
-		if (xdev != wanted->xdev &&
-		    pci_for_each_dma_alias(xdev->pdev, xen_iommu_has_id, wanted))
-			return xdev;
-	return NULL;
-}
-
-/*
- * For pci_for_each_dma_alias(): whether other devices use a requester id of this
- * one, as they do behind a bridge to conventional PCI, or behind VMD. They are in
- * one group, so the core has them all in the same domain.
- */
-static int xen_iommu_is_shared(struct pci_dev *pdev, u16 id, void *data)
-{
-	struct xen_iommu_id wanted = {
-		.xdev = data,
-		.segment = pci_domain_nr(pdev->bus),
-		.id = id,
-	};
-	struct xen_iommu_dev *other = xen_iommu_find_id(wanted.xdev->xi, &wanted);
-
-	if (other)
-		wanted.xdev->ctx = other->ctx;
-	return !!other;
-}
-
 static struct iommu_device *__xen_iommu_probe_device(struct xen_iommu *xi,
 						     struct device *dev)
 {
@@ -1011,14 +1019,14 @@ static struct iommu_device *__xen_iommu_probe_device(struct xen_iommu *xi,
 	 * Find out whether Xen knows the device by moving it to where it is. For
 	 * a device that has just been plugged in, or a new VF, Xen's notifier
 	 * (drivers/xen/pci.c, an arch_initcall) runs before that of the IOMMU
-	 * core (a subsys_initcall) and has made it known.
+	 * core (a subsys_initcall) and has made it known. If others use an id of
+	 * it, it goes where they are.
 	 */
-	if (!pci_for_each_dma_alias(pdev, xen_iommu_is_shared, xdev)) {
-		ret = xen_iommu_move(xdev, 0, NULL);
-		if (ret) {
-			kfree(xdev);
-			return ERR_PTR(ret == -ENOMEM ? ret : -ENODEV);
-		}
+	pci_for_each_dma_alias(pdev, xen_iommu_is_shared, xdev);
+	ret = xen_iommu_move(xdev, xdev->ctx, NULL);
+	if (ret) {
+		kfree(xdev);
+		return ERR_PTR(ret == -ENOMEM ? ret : -ENODEV);
 	}
 	list_add_tail(&xdev->list, &xi->devices);
 	dev_iommu_priv_set(dev, xdev);
@@ -1028,10 +1036,15 @@ static struct iommu_device *__xen_iommu_probe_device(struct xen_iommu *xi,
 static void xen_iommu_release_device(struct device *dev)
 {
 	struct xen_iommu_dev *xdev = dev_iommu_priv_get(dev);
+	struct xen_iommu_move move = {
+		.ctx = xen_iommu_blocked.ctx,
+		.released = xdev,
+	};
 	struct xen_iommu *xi = xdev->xi;
-	u16 ctx = xen_iommu_blocked.ctx;
+	struct iommu_domain *domain;
 
 	guard(mutex)(&xi->mutex);
+	domain = xdev->domain;
 	list_del(&xdev->list);
 
 	/*
@@ -1039,21 +1052,14 @@ static void xen_iommu_release_device(struct device *dev)
 	 * failed, the device goes to where Xen has it without us.
 	 */
 	if (dev->iommu->require_direct || !xi->registered)
-		ctx = 0;
-	/*
-	 * When a device is unplugged, Xen has been told before, and does not know
-	 * it any more. A context in which a device stays cannot be used again.
-	 */
-	if (!pci_for_each_dma_alias(xdev->pdev, xen_iommu_is_shared, xdev)) {
-		struct iommu_domain *old = xdev->domain;
-		int ret = xen_iommu_move(xdev, ctx, NULL);
-
-		if (ret && ret != -ENODEV) {
-			pci_warn(xdev->pdev, "stays in context %u: error %d\n",
-				 xdev->ctx, ret);
-			if (old && old->type & __IOMMU_DOMAIN_PAGING)
-				to_xen_domain(old)->stray = true;
-		}
+		move.ctx = 0;
+	/* A context in which a device stays cannot be used again. */
+	pci_for_each_dma_alias(xdev->pdev, xen_iommu_move_id, &move);
+	if (move.ret) {
+		pci_warn(xdev->pdev, "stays in context %u: error %d\n", xdev->ctx,
+			 move.ret);
+		if (domain && domain->type & __IOMMU_DOMAIN_PAGING)
+			to_xen_domain(domain)->stray = true;
 	}
 	dev_iommu_priv_set(dev, NULL);
 	kfree(xdev);
@@ -1220,6 +1226,8 @@ static void xen_iommu_domain_free(struct iommu_domain *domain)
 					  m->mapped) < m->mapped)
 			empty = false;
 	}
+	/* The DMA API does not flush what it has unmapped lazily. */
+	xen_iommu_flush_iotlb_all(domain);
 	xen_iommu_put_ctx(dom->xi, dom->ctx, empty);
 
 	scoped_guard(spinlock_irqsave, &dom->lock)
