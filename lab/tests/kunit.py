@@ -52,29 +52,43 @@ def judge_console(console):
         raise Fail("\n".join(["the kernel reports:", *bad[:10], "log: build/logs/test/kunit-console.log"]))
 
 
-def kunit(lab):
-    log, obj, src = LOGS / "test/kunit.log", build.OBJ / "kunit-um", lab.linux_source
-    console = obj / "test.log"
+def kunit_options(obj):
+    """For kunit.py run."""
     options = [
         f"CC={build.COMPILER}",
         # CONFIG_GCOV would do it for the whole kernel, and takes a kernel of its own to build.
-        f"CFLAGS_xen_iommu_test.o=-I{src}/drivers/iommu --coverage -fno-tree-loop-im -Wno-maybe-uninitialized",
+        "CFLAGS_xen_iommu_test.o=--coverage -fno-tree-loop-im -Wno-maybe-uninitialized",
         # The linker script loses the place where gcc has the data written at the end.
         "LINK-y=-no-pie --coverage -Wl,-u,__gcov_dump -Wl,-fini=__gcov_dump",
     ]
+    return [f"--kunitconfig={SUITE}", f"--build_dir={obj}", f"--jobs={build.CPUS}",
+            *(f"--make_options={option}" for option in options)]
+
+
+def kunit(lab):
+    log, obj, src = LOGS / "test/kunit.log", build.OBJ / "kunit-um", lab.linux_source
+    console = obj / "test.log"
     with build.lock():
         obj.mkdir(parents=True, exist_ok=True)
         for old in [*(obj / SUITE).glob("*.gcda"), console]:
             old.unlink(missing_ok=True)
-        run("KUnit", ["python3", "tools/testing/kunit/kunit.py", "run", f"--kunitconfig={SUITE}", f"--build_dir={obj}",
-                      f"--jobs={build.CPUS}", *(f"--make_options={option}" for option in options)],
-            log, cwd=src, env=clean_env(**build.ENV))
+        run("KUnit", ["python3", "tools/testing/kunit/kunit.py", "run", *kunit_options(obj)], log,
+            cwd=src, env=clean_env(**build.ENV))
         done = re.findall(r"Ran (\d+) tests: passed: (\d+)", log.read_text(errors="replace"))
         if not done or not int(done[-1][1]):
             raise Fail(f"no test ran; log: {log.relative_to(REPO)}")
         print(f"# {done[-1][1]} of {done[-1][0]} passed", flush=True)
         judge_console(console)
         judge_coverage(lab, obj)
+
+
+def mutations(lab):
+    """The driver with one mistake at a time: the suite must fail each time. Takes half an hour or more."""
+    log = LOGS / "test/mutations.log"
+    with build.lock():
+        run("mutations", ["python3", REPO / "tools/testing/xen-iommu-kunit/mutate.py", "-t", lab.linux_source,
+                          *kunit_options(build.OBJ / "kunit-um")], log, env=clean_env(**build.ENV))
+    print(f"# {log.read_text().splitlines()[-1]}", flush=True)
 
 
 def debug_lab(lab, flavour="debug", *more):
@@ -108,8 +122,9 @@ def boot_debug(dom0):
 
 
 CASES = {"kunit": kunit}
-# A kernel of its own to build: only by name.
+# A kernel of its own to build, or many: only by name.
 EXTRA = {
+    "mutations": mutations,
     "debug-kunit": kunit_debug,
     "debug-boot-pvh-vtd": boot_debug("pvh"),
     "debug-boot-pv-vtd": boot_debug("pv"),

@@ -3,20 +3,22 @@
  * What stands around the Xen PV-IOMMU driver in its KUnit suite
  *
  * The suite compiles a copy of the driver. Here its surroundings are replaced
- * by ones that the tests control: whether there is a Xen, memory allocation,
- * initcalls, warnings, the registration with the IOMMU core. The driver itself
- * is not changed. Hypercalls go through struct xen_iommu_hyp as ever.
+ * by ones that the tests control: the hypercalls, whether there is a Xen, memory
+ * allocation, initcalls, warnings, interrupts, the registration with the IOMMU
+ * core. The driver itself is not changed.
  */
 #ifndef _XEN_IOMMU_SHIM_H
 #define _XEN_IOMMU_SHIM_H
 
-/* Everything that the driver includes: what follows must not change these. */
+/* All that the driver includes: what follows must not change these. */
+#include <linux/atomic.h>
 #include <linux/bitmap.h>
 #include <linux/debugfs.h>
 #include <linux/init.h>
+#include <linux/interrupt.h>
+#include <linux/interval_tree.h>
 #include <linux/io.h>
 #include <linux/iommu.h>
-#include <linux/kexec.h>
 #include <linux/log2.h>
 #include <linux/mm.h>
 #include <linux/moduleparam.h>
@@ -24,23 +26,23 @@
 #include <linux/mutex.h>
 #include <linux/pci.h>
 #include <linux/percpu.h>
-#include <linux/rbtree.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
-#include <linux/syscore_ops.h>
-#include <linux/tracepoint.h>
+#include <linux/workqueue.h>
 
 #ifndef CONFIG_XEN
 /* User-mode Linux finds x86's headers, which are not for it. */
 #define _ASM_X86_XEN_PAGE_H
 #define _ASM_X86_XEN_HYPERCALL_H
+#define _XEN_EVENTS_H
 static inline unsigned long pfn_to_gfn(unsigned long pfn)
 {
 	return pfn;
 }
 #endif
 
+#include <xen/events.h>
 #include <xen/interface/memory.h>
 #include <xen/interface/pv-iommu.h>
 #include <xen/page.h>
@@ -55,63 +57,70 @@ static inline unsigned long pfn_to_gfn(unsigned long pfn)
  * @domain: runs on Xen
  * @pv: as a PV domain
  * @initial: as dom0
- * @kexec: is about to start another kernel
  * @isolated_msi: interrupts are remapped
  * @ram_pages: memory of the machine
  * @segment: PCI segment of all devices
+ * @vmd: does DMA for the devices on @vmd_bus, in a segment that only Linux has
+ * @vmd_bus: as said
  * @fail_at: allocation to fail, counted from 1; 0 for none
  * @allocs: allocations since that was set
  * @live: allocations that have not been freed
  * @bytes: their size
  * @warnings: lines that the driver has logged as warnings or errors
- * @warns: WARN() splats that it would have made
+ * @infos: other lines
  * @register_ret: result of iommu_device_register()
+ * @on_register: called by iommu_device_register()
  * @sysfs_ret: result of iommu_device_sysfs_add()
- * @registered: calls of iommu_device_register() that succeeded
+ * @virq_ret: result of bind_virq_to_irqhandler(), if negative
  * @sysfs: calls of iommu_device_sysfs_add() without those of _remove()
- * @groups: attributes that were passed to that
  * @acs: ACS has been requested
- * @syscore: what has been registered
- * @nb: what has been registered
+ * @virq: handler of VIRQ_IOMMU
+ * @virq_data: its argument
+ * @iommu: what has been registered
  * @ops: what has been registered
- * @stats: data of the file in debugfs
- * @stats_fops: operations of that
- * @dev: all devices
- * @nr_devs: number of these
  */
 struct xt_env {
 	bool domain;
 	bool pv;
 	bool initial;
-	bool kexec;
 	bool isolated_msi;
 	unsigned long ram_pages;
 	int segment;
+	struct pci_dev *vmd;
+	struct pci_bus *vmd_bus;
 
 	unsigned int fail_at;
 	unsigned int allocs;
 	atomic_t live;
 	atomic64_t bytes;
-
 	atomic_t warnings;
-	atomic_t warns;
+	atomic_t infos;
 
 	int register_ret;
+	void (*on_register)(void);
 	int sysfs_ret;
-	int registered;
+	int virq_ret;
 	int sysfs;
-	const struct attribute_group **groups;
 	bool acs;
-	struct syscore *syscore;
-	struct notifier_block *nb;
+	irq_handler_t virq;
+	void *virq_data;
+	struct iommu_device *iommu;
 	const struct iommu_ops *ops;
-	void *stats;
-	const struct file_operations *stats_fops;
-	struct device **dev;
-	unsigned int nr_devs;
 };
 
 static struct xt_env xt_env;
+
+/* An early_param(). */
+struct xt_param {
+	const char *name;
+	int (*fn)(char *str);
+};
+
+static void xt_fail_alloc(unsigned int nth)
+{
+	xt_env.allocs = 0;
+	xt_env.fail_at = nth;
+}
 
 static bool xt_alloc_fails(void)
 {
@@ -138,43 +147,31 @@ static void xt_kfree(const void *p)
 	kfree(p);
 }
 
-static void __percpu *xt_alloc_percpu(size_t size, size_t align)
-{
-	void __percpu *p = xt_alloc_fails() ? NULL : __alloc_percpu(size, align);
-
-	if (p)
-		atomic_inc(&xt_env.live);
-	return p;
-}
-
-static void xt_free_percpu(void __percpu *p)
-{
-	if (p)
-		atomic_dec(&xt_env.live);
-	free_percpu(p);
-}
-
-static unsigned long *xt_bitmap_zalloc(unsigned int nbits, gfp_t gfp)
-{
-	return xt_kmalloc(BITS_TO_LONGS(nbits) * sizeof(long), gfp | __GFP_ZERO);
-}
-
 static struct iommu_resv_region *
 xt_alloc_resv_region(phys_addr_t start, size_t length, int prot,
 		     enum iommu_resv_type type, gfp_t gfp)
 {
-	return xt_alloc_fails() ? NULL :
-	       iommu_alloc_resv_region(start, length, prot, type, gfp);
+	struct iommu_resv_region *region = xt_kmalloc(sizeof(*region), gfp);
+
+	if (!region)
+		return NULL;
+	*region = (struct iommu_resv_region) {
+		.start = start, .length = length, .prot = prot, .type = type,
+	};
+	INIT_LIST_HEAD(&region->list);
+	return region;
 }
 
 static int xt_device_register(struct iommu_device *iommu,
 			      const struct iommu_ops *ops, struct device *dev)
 {
-	if (xt_env.register_ret)
-		return xt_env.register_ret;
-	xt_env.registered++;
+	xt_env.iommu = iommu;
 	xt_env.ops = ops;
-	return 0;
+	if (xt_env.on_register)
+		xt_env.on_register();
+	if (xt_env.register_ret)
+		xt_env.ops = NULL;
+	return xt_env.register_ret;
 }
 
 static __printf(4, 5) int
@@ -183,7 +180,6 @@ xt_sysfs_add(struct iommu_device *iommu, struct device *parent,
 {
 	if (xt_env.sysfs_ret)
 		return xt_env.sysfs_ret;
-	xt_env.groups = groups;
 	xt_env.sysfs++;
 	return 0;
 }
@@ -193,168 +189,140 @@ static void xt_sysfs_remove(struct iommu_device *iommu)
 	xt_env.sysfs--;
 }
 
-static struct dentry *xt_debugfs_dir(const char *name, struct dentry *parent)
+static int xt_bind_virq(unsigned int virq, unsigned int cpu, irq_handler_t fn,
+			unsigned long flags, const char *name, void *data)
 {
-	return NULL;
+	if (xt_env.virq_ret)
+		return xt_env.virq_ret;
+	xt_env.virq = fn;
+	xt_env.virq_data = data;
+	return 1;
 }
 
-static void xt_debugfs_file(const char *name, umode_t mode,
-			    struct dentry *parent, void *data,
-			    const struct file_operations *fops)
+static struct pci_dev *xt_real_dma_dev(struct pci_dev *pdev)
 {
-	xt_env.stats = data;
-	xt_env.stats_fops = fops;
+	return pdev->bus == xt_env.vmd_bus ? xt_env.vmd : pdev;
 }
 
-typedef int (*xt_dev_fn)(struct device *dev, void *data);
+typedef int (*xt_alias_fn)(struct pci_dev *pdev, u16 alias, void *data);
 
-static int xt_walk_devs(const struct bus_type *bus, struct device *start,
-			void *data, xt_dev_fn fn)
+static int xt_for_each_dma_alias(struct pci_dev *pdev, xt_alias_fn fn, void *data)
 {
-	for (unsigned int i = 0; i < xt_env.nr_devs; i++)
-		fn(xt_env.dev[i], data);
-	return 0;
-}
-
-static int xt_register_notifier(const struct bus_type *bus,
-				struct notifier_block *nb)
-{
-	xt_env.nb = nb;
-	return 0;
+	return pci_for_each_dma_alias(xt_real_dma_dev(pdev), fn, data);
 }
 
 static int xt_domain_nr(struct pci_bus *bus)
 {
-	return xt_env.segment;
+	return bus == xt_env.vmd_bus ? 0x10000 : xt_env.segment;
 }
 
 /* Format strings are still checked. */
-#define xt_warning(fmt, ...)						\
+#define xt_line(what, fmt, ...)						\
 do {									\
-	atomic_inc(&xt_env.warnings);					\
+	atomic_inc(&xt_env.what);					\
 	no_printk(fmt, ##__VA_ARGS__);					\
 } while (0)
 
-/* The driver's events exist once, if the driver is in this kernel, too. */
-#define XEN_IOMMU_NO_TRACEPOINTS
-#if !IS_ENABLED(CONFIG_XEN_IOMMU)
-#define CREATE_TRACE_POINTS
-#endif
-
 #undef kmalloc_obj
-#undef kmalloc_flex
+#undef kmalloc_array
 #undef kzalloc_obj
 #undef kcalloc
-#undef kcalloc_node
-#undef alloc_percpu
-#undef kexec_in_progress
 #undef xen_domain
 #undef xen_pv_domain
 #undef xen_initial_domain
 #undef pr_err
 #undef pr_err_once
+#undef pr_err_ratelimited
 #undef pr_warn
+#undef pr_warn_once
 #undef pr_warn_ratelimited
 #undef pr_info
 #undef pci_warn
 #undef pci_err
-#undef WARN_RATELIMIT
+#undef pci_err_ratelimited
+#undef pci_warn_ratelimited
 #undef arch_initcall
+#undef early_param
 #undef rootfs_initcall
 #undef __init
 #undef pr_fmt
-/* With statistics, although not in debugfs: the real ones may be there. */
-#undef CONFIG_IOMMU_DEBUGFS
-#undef iommu_debugfs_dir
 
 #define kmalloc_obj(p, ...) \
 	((typeof(p) *)xt_kmalloc(sizeof(p), default_gfp(__VA_ARGS__)))
-#define kmalloc_flex(p, fam, n, ...)						\
-	((typeof(p) *)xt_kmalloc(struct_size_t(typeof(p), fam, n),		\
-				 default_gfp(__VA_ARGS__)))
 #define kzalloc_obj(p, ...) \
 	((typeof(p) *)xt_kmalloc(sizeof(p), default_gfp(__VA_ARGS__) | __GFP_ZERO))
+#define kmalloc_array(n, size, gfp)	xt_kmalloc(array_size(n, size), gfp)
 #define kcalloc(n, size, gfp)	xt_kmalloc(array_size(n, size), (gfp) | __GFP_ZERO)
-#define kcalloc_node(n, size, gfp, node) \
-	((void)(node), xt_kmalloc(array_size(n, size), (gfp) | __GFP_ZERO))
 #define kfree(p)		xt_kfree(p)
-#define alloc_percpu(type) \
-	((typeof(type) __percpu *)xt_alloc_percpu(sizeof(type), __alignof__(type)))
-#define free_percpu(p)		xt_free_percpu(p)
-#define bitmap_zalloc(n, gfp)	xt_bitmap_zalloc(n, gfp)
-#define bitmap_free(p)		xt_kfree(p)
 #define iommu_alloc_resv_region	xt_alloc_resv_region
 
-#define CONFIG_IOMMU_DEBUGFS	1
-#define iommu_debugfs_dir	NULL
-#define debugfs_create_dir	xt_debugfs_dir
-#undef debugfs_create_file
-#define debugfs_create_file	xt_debugfs_file
 #define iommu_device_register	xt_device_register
 #define iommu_device_sysfs_add	xt_sysfs_add
 #define iommu_device_sysfs_remove xt_sysfs_remove
-#define pci_request_acs()			((void)(xt_env.acs = true))
-#define register_syscore(s)			((void)(xt_env.syscore = (s)))
-#define bus_register_notifier	xt_register_notifier
-#define bus_for_each_dev	xt_walk_devs
-#define dev_iommu_priv_set(dev, p)		((void)((dev)->iommu->priv = (p)))
+#define bind_virq_to_irqhandler	xt_bind_virq
+#define pci_request_acs()	((void)(xt_env.acs = true))
+#define dev_iommu_priv_set(dev, p)	((void)((dev)->iommu->priv = (p)))
+#define pci_for_each_dma_alias	xt_for_each_dma_alias
+#define pci_real_dma_dev	xt_real_dma_dev
 #define pci_domain_nr		xt_domain_nr
-#define totalram_pages()			(xt_env.ram_pages)
+#define totalram_pages()	(xt_env.ram_pages)
 
 #define xen_domain()		(xt_env.domain)
 #define xen_pv_domain()		(xt_env.pv)
 #define xen_initial_domain()	(xt_env.initial)
-#define kexec_in_progress	(xt_env.kexec)
 #define xen_isolated_msi	(xt_env.isolated_msi)
 
-static inline long xt_single_call(unsigned int call, unsigned long a1,
-				  unsigned long a2, unsigned long a3,
-				  unsigned long a4, unsigned long a5)
-{
-	return call == __HYPERVISOR_iommu_op ?
-		sim_iommu_op_regs(a1, a2, a3, a4, a5) : -ENOSYS;
-}
-
-#define HYPERVISOR_iommu_op	sim_iommu_op
-#define xen_single_call		xt_single_call
-#define HYPERVISOR_multicall	sim_multicall
-#define HYPERVISOR_memory_op	sim_memory_op
-#define pfn_to_gfn		sim_pfn_to_gfn
-
-#define pr_info(fmt, ...)		no_printk(fmt, ##__VA_ARGS__)
-#define pr_err(fmt, ...)		xt_warning(fmt, ##__VA_ARGS__)
-#define pr_err_once(fmt, ...)		xt_warning(fmt, ##__VA_ARGS__)
-#define pr_warn(fmt, ...)		xt_warning(fmt, ##__VA_ARGS__)
-#define pr_warn_ratelimited(fmt, ...)	xt_warning(fmt, ##__VA_ARGS__)
+#define pr_info(fmt, ...)		xt_line(infos, fmt, ##__VA_ARGS__)
+#define pr_err(fmt, ...)		xt_line(warnings, fmt, ##__VA_ARGS__)
+#define pr_err_once(fmt, ...)		xt_line(warnings, fmt, ##__VA_ARGS__)
+#define pr_err_ratelimited(fmt, ...)	xt_line(warnings, fmt, ##__VA_ARGS__)
+#define pr_warn(fmt, ...)		xt_line(warnings, fmt, ##__VA_ARGS__)
+#define pr_warn_once(fmt, ...)		xt_line(warnings, fmt, ##__VA_ARGS__)
+#define pr_warn_ratelimited(fmt, ...)	xt_line(warnings, fmt, ##__VA_ARGS__)
 #define pci_warn(pdev, fmt, ...)					\
 do {									\
 	(void)(pdev);							\
-	xt_warning(fmt, ##__VA_ARGS__);					\
+	xt_line(warnings, fmt, ##__VA_ARGS__);					\
 } while (0)
-#define pci_err(pdev, fmt, ...)					\
-do {									\
-	(void)(pdev);							\
-	xt_warning(fmt, ##__VA_ARGS__);					\
-} while (0)
-#define WARN_RATELIMIT(condition, fmt, ...)				\
-({									\
-	bool __warn = !!(condition);					\
-									\
-	if (__warn)							\
-		atomic_inc(&xt_env.warns);				\
-	no_printk(fmt, ##__VA_ARGS__);					\
-	__warn;								\
-})
+#define pci_err			pci_warn
+#define pci_warn_ratelimited	pci_warn
+#define pci_err_ratelimited	pci_warn
 
-#define arch_initcall(fn)
-#define rootfs_initcall(fn)
+#define early_param(str, parse) \
+	static const struct xt_param xt_param = { .name = str, .fn = parse }
+#define arch_initcall(fn)	static int (*const xt_early_init)(void) = fn
+#define rootfs_initcall(fn)	static int (*const xt_late_init)(void) = fn
 #define __init
+
+/* The lowest layer of the driver: */
+#define XEN_IOMMU_KUNIT
+
+#define xen_iommu_op			sim_op
+#define xen_iommu_call			sim_op_regs
+#define xen_iommu_memory_op		sim_memory_op
+#define xen_iommu_translated()		(!xt_env.pv)
+#define xen_iommu_pfn_to_gfn		sim_pfn_to_gfn
+#define xen_iommu_count_hypercalls()	((unsigned long)xen_iommu_sim->traps)
 
 #include "../xen-iommu.c"
 
+/* What the driver does not need: an end. Returns the contexts that it has lost. */
+static unsigned int xt_shut_down(void)
+{
+	unsigned int lost;
+
+	if (!xen_iommu)
+		return 0;
+	cancel_delayed_work_sync(&xen_iommu->faults);
+	lost = xen_iommu->nr_lost;
+	xen_iommu_teardown(xen_iommu);
+	kfree(xen_iommu);
+	xen_iommu = NULL;
+	return lost;
+}
+
 /* The tests allocate for themselves. */
 #undef kfree
-#undef free_percpu
 #undef pci_domain_nr
 
 #endif /* _XEN_IOMMU_SHIM_H */

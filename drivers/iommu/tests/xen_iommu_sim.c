@@ -9,8 +9,9 @@
  * Checked at every call, and counted as a violation if it does not hold:
  * - arguments are well-formed: known flags, sizes that are offered, alignment,
  *   counters zero on entry, nothing beyond the highest address;
- * - no mapping without read or write, none that lies over another one (unless
- *   the test allows that), no unmap of what is not mapped;
+ * - no mapping without read or write, none over another one (unless the test
+ *   allows that) or over one that has not been flushed, no unmap of what is not
+ *   mapped;
  * - extensions only where their capability is reported;
  * - IOMMU_init only with values that no known hypervisor chokes on, once;
  * - contexts are freed only without devices and mappings, never by force;
@@ -24,24 +25,17 @@
 
 #include "xen_iommu_sim.h"
 
-#define SIM_PAGE_SHIFT	12
-#define SIM_L1_SHIFT	9
-#define SIM_L2_SHIFT	18
-#define SIM_L1_FRAMES	BIT(SIM_L1_SHIFT)
-#define SIM_L2_FRAMES	BIT(SIM_L2_SHIFT)
-/* In the count of entries of a table: it is a superpage, there is no table. */
-#define SIM_SUPER	BIT(16)
+#define SIM_PAGE_SHIFT		12
+#define SIM_TABLE_SHIFT		9
 
-#define SIM_KNOWN_FLAGS	(IOMMU_MAP_readable | IOMMU_MAP_writeable | IOMMU_MAP_cache)
+#define SIM_MAP_FLAGS	(IOMMU_MAP_readable | IOMMU_MAP_writeable | IOMMU_MAP_cache)
 
 /* The one behind the hypercalls: these have no argument to name it. */
 struct xen_iommu_sim *xen_iommu_sim;
 
 #define sim_violation(sim, fmt, ...)					\
 do {									\
-	struct xen_iommu_sim *__sim = (sim);				\
-									\
-	atomic_inc(&__sim->violations);					\
+	atomic_inc(&(sim)->violations);					\
 	pr_err("xen-iommu-sim: " fmt "\n", ##__VA_ARGS__);		\
 } while (0)
 
@@ -50,19 +44,15 @@ static bool sim_quirk(struct xen_iommu_sim *sim, enum sim_quirk quirk)
 	return sim->conf.quirks & quirk;
 }
 
-/*
- * Tables: an xarray of counters, by frame number shifted by the level
- */
-
-static u64 sim_table_get(struct xarray *xa, u64 index)
+static u64 sim_get(struct xarray *xa, u64 index)
 {
 	void *entry = xa_load(xa, index);
 
 	return entry ? xa_to_value(entry) : 0;
 }
 
-static void sim_table_set(struct xen_iommu_sim *sim, struct xarray *xa,
-			  u64 index, u64 value)
+static void sim_set(struct xen_iommu_sim *sim, struct xarray *xa, u64 index,
+		    u64 value)
 {
 	if (!value)
 		xa_erase(xa, index);
@@ -70,197 +60,23 @@ static void sim_table_set(struct xen_iommu_sim *sim, struct xarray *xa,
 		sim_violation(sim, "out of memory");
 }
 
-static bool sim_pool_take(struct xen_iommu_sim *sim, u64 nr)
+static bool sim_pool_take(struct xen_iommu_sim *sim)
 {
-	if (sim->pool_used + nr > sim->pool)
+	if (sim->pool_used >= sim->pool)
 		return false;
-	sim->pool_used += nr;
+	sim->pool_used++;
 	return true;
 }
 
-static void sim_pool_give(struct xen_iommu_sim *sim, u64 nr)
+static void sim_pool_give(struct xen_iommu_sim *sim)
 {
-	if (sim->pool_used < nr)
+	if (!sim->pool_used--)
 		sim_violation(sim, "pool underflow");
-	else
-		sim->pool_used -= nr;
 }
 
-/*
- * Frames
- */
-
-static u64 sim_entry(u64 gfn, u32 flags)
+static bool sim_within(u64 x, u64 start, u64 end)
 {
-	return gfn << 3 | flags;
-}
-
-static void sim_set_frame(struct xen_iommu_sim *sim, struct sim_ctx *ctx,
-			  u64 dfn, u64 gfn, u32 flags)
-{
-	sim_table_set(sim, &ctx->frames, dfn, sim_entry(gfn, flags));
-	ctx->nr_frames++;
-	sim->refs++;
-}
-
-static void sim_clear_frame(struct xen_iommu_sim *sim, struct sim_ctx *ctx,
-			    u64 dfn)
-{
-	xa_erase(&ctx->frames, dfn);
-	ctx->nr_frames--;
-	sim->refs--;
-}
-
-/* Superpages that the hypervisor makes of its own. */
-static void sim_fold(struct xen_iommu_sim *sim, struct sim_ctx *ctx, u64 dfn)
-{
-	u64 first = round_down(dfn, SIM_L1_FRAMES);
-	u64 entry = sim_table_get(&ctx->frames, first);
-
-	if (!sim_quirk(sim, SIM_FOLDS) || (entry >> 3) & (SIM_L1_FRAMES - 1))
-		return;
-	for (u64 i = 0; i < SIM_L1_FRAMES; i++)
-		if (sim_table_get(&ctx->frames, first + i) != entry + (i << 3))
-			return;
-	sim_table_set(sim, &ctx->l1, dfn >> SIM_L1_SHIFT,
-		      SIM_L1_FRAMES | SIM_SUPER);
-	sim_pool_give(sim, 1);
-}
-
-/* Tables for one entry of the given order. */
-static int sim_get_tables(struct xen_iommu_sim *sim, struct sim_ctx *ctx,
-			  u64 dfn, unsigned int order)
-{
-	u64 l2 = sim_table_get(&ctx->l2, dfn >> SIM_L2_SHIFT);
-	u64 l1 = sim_table_get(&ctx->l1, dfn >> SIM_L1_SHIFT);
-	u64 need = 0;
-
-	if (order < SIM_L2_SHIFT && !l2)
-		need++;
-	if (order < SIM_L1_SHIFT && !l1)
-		need++;
-	return sim_pool_take(sim, need) ? 0 : -ENOMEM;
-}
-
-static int sim_map_one(struct xen_iommu_sim *sim, struct sim_ctx *ctx, u64 dfn,
-		       u64 gfn, u32 flags, unsigned int order)
-{
-	u64 nr = BIT_ULL(order);
-	int ret;
-
-	for (u64 i = 0; i < nr; i++) {
-		if (xa_load(&ctx->frames, dfn + i)) {
-			if (!sim->overlap_ok)
-				sim_violation(sim, "map of dfn %#llx, which is mapped",
-					      dfn + i);
-			return -EADDRINUSE;
-		}
-		if (gfn + i >= sim->hole_start && gfn + i < sim->hole_end)
-			return -ENOENT;
-		if (gfn + i >= sim->foreign_start && gfn + i < sim->foreign_end)
-			return -EPERM;
-		for (unsigned int j = 0; j < sim->nr_rdm; j++) {
-			struct sim_rdm *rdm = &sim->rdm[j];
-
-			if (sim_quirk(sim, SIM_RDM_FIRST_ONLY) ||
-			    dfn + i < rdm->start ||
-			    dfn + i >= rdm->start + rdm->nr)
-				continue;
-			return sim_quirk(sim, SIM_RDM_IN_USE) ? -EADDRINUSE :
-								-EADDRNOTAVAIL;
-		}
-	}
-
-	ret = sim_get_tables(sim, ctx, dfn, order);
-	if (ret)
-		return ret;
-
-	if (order >= SIM_L2_SHIFT) {
-		sim_table_set(sim, &ctx->l2, dfn >> SIM_L2_SHIFT,
-			      SIM_L1_FRAMES | SIM_SUPER);
-		for (u64 i = 0; i < SIM_L1_FRAMES; i++)
-			sim_table_set(sim, &ctx->l1, (dfn >> SIM_L1_SHIFT) + i,
-				      SIM_L1_FRAMES | SIM_SUPER);
-	} else {
-		u64 l1 = sim_table_get(&ctx->l1, dfn >> SIM_L1_SHIFT);
-
-		if (!l1)
-			sim_table_set(sim, &ctx->l2, dfn >> SIM_L2_SHIFT,
-				      sim_table_get(&ctx->l2,
-						    dfn >> SIM_L2_SHIFT) + 1);
-		sim_table_set(sim, &ctx->l1, dfn >> SIM_L1_SHIFT,
-			      order >= SIM_L1_SHIFT ?
-			      SIM_L1_FRAMES | SIM_SUPER : l1 + nr);
-	}
-	for (u64 i = 0; i < nr; i++)
-		sim_set_frame(sim, ctx, dfn + i, gfn + i, flags);
-	if (order < SIM_L1_SHIFT &&
-	    sim_table_get(&ctx->l1, dfn >> SIM_L1_SHIFT) == SIM_L1_FRAMES)
-		sim_fold(sim, ctx, dfn);
-	return 0;
-}
-
-static void sim_put_l1(struct xen_iommu_sim *sim, struct sim_ctx *ctx, u64 dfn)
-{
-	u64 l2 = sim_table_get(&ctx->l2, dfn >> SIM_L2_SHIFT);
-	bool super = l2 & SIM_SUPER;
-
-	if (!(sim_table_get(&ctx->l1, dfn >> SIM_L1_SHIFT) & SIM_SUPER))
-		sim_pool_give(sim, 1);
-	sim_table_set(sim, &ctx->l1, dfn >> SIM_L1_SHIFT, 0);
-	if ((l2 & ~SIM_SUPER) == 1) {
-		sim_table_set(sim, &ctx->l2, dfn >> SIM_L2_SHIFT, 0);
-		if (!super)
-			sim_pool_give(sim, 1);
-	} else {
-		sim_table_set(sim, &ctx->l2, dfn >> SIM_L2_SHIFT, l2 - 1);
-	}
-}
-
-/*
- * Unmaps one frame, or a superpage if it is all within @nr. Returns frames
- * unmapped, or a negative error.
- */
-static int sim_unmap_one(struct xen_iommu_sim *sim, struct sim_ctx *ctx,
-			 u64 dfn, u64 nr)
-{
-	u64 l1, l2;
-
-	if (!xa_load(&ctx->frames, dfn)) {
-		sim_violation(sim, "unmap of dfn %#llx, which is not mapped", dfn);
-		return -ENOENT;
-	}
-
-	l2 = sim_table_get(&ctx->l2, dfn >> SIM_L2_SHIFT);
-	if ((l2 & SIM_SUPER) && (l2 & ~SIM_SUPER) == SIM_L1_FRAMES &&
-	    (nr < SIM_L2_FRAMES || dfn & (SIM_L2_FRAMES - 1))) {
-		if (!sim_pool_take(sim, 1))
-			return -ENOMEM;
-		sim_table_set(sim, &ctx->l2, dfn >> SIM_L2_SHIFT,
-			      l2 & ~SIM_SUPER);
-	}
-
-	l1 = sim_table_get(&ctx->l1, dfn >> SIM_L1_SHIFT);
-	if ((l1 & SIM_SUPER) && nr >= SIM_L1_FRAMES &&
-	    !(dfn & (SIM_L1_FRAMES - 1))) {
-		for (u64 i = 0; i < SIM_L1_FRAMES; i++)
-			sim_clear_frame(sim, ctx, dfn + i);
-		sim_put_l1(sim, ctx, dfn);
-		return SIM_L1_FRAMES;
-	}
-	if (l1 & SIM_SUPER) {
-		if (!sim_pool_take(sim, 1))
-			return -ENOMEM;
-		l1 &= ~SIM_SUPER;
-		sim_table_set(sim, &ctx->l1, dfn >> SIM_L1_SHIFT, l1);
-	}
-
-	sim_clear_frame(sim, ctx, dfn);
-	if (l1 == 1)
-		sim_put_l1(sim, ctx, dfn);
-	else
-		sim_table_set(sim, &ctx->l1, dfn >> SIM_L1_SHIFT, l1 - 1);
-	return 1;
+	return x >= start && x < end;
 }
 
 /*
@@ -291,39 +107,25 @@ static u64 sim_limit(struct xen_iommu_sim *sim, unsigned int subop, int *ret)
 		return fault->frames;
 	}
 
-	if (sim->fault_rate && subop != IOMMU_query_capabilities &&
-	    prandom_u32_state(&sim->rnd) % 1000 < sim->fault_rate) {
+	if (sim->fault_rate && prandom_u32_state(&sim->rnd) % 1000 < sim->fault_rate) {
 		sim->nr_injected++;
 		*ret = errors[prandom_u32_state(&sim->rnd) % ARRAY_SIZE(errors)];
-		if (subop == IOMMU_reattach_device && !*ret)
+		if (subop != IOMMU_map_pages && subop != IOMMU_unmap_pages && !*ret)
 			*ret = -EBUSY;
 		return prandom_u32_state(&sim->rnd) % 64;
 	}
-	switch (subop) {
-	case IOMMU_map_pages:
-	case IOMMU_map_runs:
-		*ret = sim->map_error;
-		return sim->map_left;
-	case IOMMU_unmap_pages:
-	case IOMMU_unmap_runs:
-		*ret = sim->unmap_error;
-		return sim->unmap_left;
-	default:
-		*ret = 0;
-		return SIM_ALL;
+	if (subop == IOMMU_map_pages || subop == IOMMU_unmap_pages) {
+		*ret = sim->error[subop == IOMMU_map_pages];
+		return sim->left[subop == IOMMU_map_pages];
 	}
+	*ret = 0;
+	return SIM_ALL;
 }
 
 static void sim_spend(u64 *left, u64 done)
 {
 	if (*left != SIM_ALL)
 		*left -= min(*left, done);
-}
-
-static void sim_log(struct xen_iommu_sim *sim, const struct sim_call *call)
-{
-	if (sim->nr_log < SIM_LOG)
-		sim->log[sim->nr_log++] = *call;
 }
 
 static void sim_check_sums(struct xen_iommu_sim *sim)
@@ -333,7 +135,7 @@ static void sim_check_sums(struct xen_iommu_sim *sim)
 	u64 frames = 0;
 
 	xa_for_each(&sim->contexts, i, ctx)
-		frames += ctx->nr_frames;
+		frames += ctx->nr_frames + ctx->nr_stale;
 	if (frames != sim->refs)
 		sim_violation(sim, "%llu frames, %llu references", frames,
 			      sim->refs);
@@ -353,30 +155,22 @@ static struct sim_ctx *sim_new_ctx(struct xen_iommu_sim *sim, u16 nr)
 		return NULL;
 	}
 	xa_init(&ctx->frames);
-	xa_init(&ctx->l1);
-	xa_init(&ctx->l2);
+	xa_init(&ctx->stale);
+	xa_init(&ctx->tables);
 	return ctx;
-}
-
-static void sim_free_tables(struct xen_iommu_sim *sim, struct sim_ctx *ctx)
-{
-	unsigned long i;
-	void *entry;
-
-	xa_for_each(&ctx->l1, i, entry)
-		if (!(xa_to_value(entry) & SIM_SUPER))
-			sim_pool_give(sim, 1);
-	xa_for_each(&ctx->l2, i, entry)
-		if (!(xa_to_value(entry) & SIM_SUPER))
-			sim_pool_give(sim, 1);
 }
 
 static void sim_destroy_ctx(struct xen_iommu_sim *sim, struct sim_ctx *ctx)
 {
-	sim->refs -= ctx->nr_frames;
+	unsigned long i;
+	void *entry;
+
+	xa_for_each(&ctx->tables, i, entry)
+		sim_pool_give(sim);
+	sim->refs -= ctx->nr_frames + ctx->nr_stale;
 	xa_destroy(&ctx->frames);
-	xa_destroy(&ctx->l1);
-	xa_destroy(&ctx->l2);
+	xa_destroy(&ctx->stale);
+	xa_destroy(&ctx->tables);
 	kfree(ctx);
 }
 
@@ -394,6 +188,7 @@ static struct sim_ctx *sim_get_ctx(struct xen_iommu_sim *sim, u16 nr)
 
 static int sim_alloc(struct xen_iommu_sim *sim, struct pv_iommu_alloc *op)
 {
+	u32 flags = op->alloc_flags, known = 0;
 	struct sim_ctx *ctx;
 	int ret = 0;
 	u16 nr;
@@ -402,9 +197,12 @@ static int sim_alloc(struct xen_iommu_sim *sim, struct pv_iommu_alloc *op)
 		sim_violation(sim, "alloc before init");
 		return -EACCES;
 	}
-	if ((op->alloc_flags & ~IOMMU_ALLOC_identity) ||
-	    (op->alloc_flags && !(sim->conf.caps & IOMMUCAP_identity))) {
-		sim_violation(sim, "alloc flags %#x", op->alloc_flags);
+	if (sim->conf.caps & IOMMUCAP_identity)
+		known |= IOMMU_ALLOC_identity;
+	if (sim->conf.caps & IOMMUCAP_alloc_empty)
+		known |= IOMMU_ALLOC_empty;
+	if (flags & ~known) {
+		sim_violation(sim, "alloc flags %#x", flags);
 		return -EINVAL;
 	}
 	if (sim_limit(sim, IOMMU_alloc_context, &ret) != SIM_ALL)
@@ -419,12 +217,13 @@ static int sim_alloc(struct xen_iommu_sim *sim, struct pv_iommu_alloc *op)
 			break;
 	if (nr > sim->max_ctx)
 		return -ENOSPC;
-	if (!sim_pool_take(sim, 1))
+	if (!sim_pool_take(sim))
 		return -ENOMEM;
 	ctx = sim_new_ctx(sim, nr);
 	if (!ctx)
 		return -ENOMEM;
-	ctx->identity = op->alloc_flags & IOMMU_ALLOC_identity;
+	ctx->identity = flags & IOMMU_ALLOC_identity;
+	ctx->empty = flags & IOMMU_ALLOC_empty;
 	op->ctx_no = nr;
 	return 0;
 }
@@ -439,31 +238,26 @@ static int sim_free(struct xen_iommu_sim *sim, struct pv_iommu_free *op)
 		sim_violation(sim, "free of context %u", op->ctx_no);
 		return -EINVAL;
 	}
-	if (op->free_flags ||
-	    ((ctx->nr_devices || ctx->nr_frames) && !sim->full_ok))
+	if (op->free_flags || ctx->nr_devices || ctx->nr_frames)
 		sim_violation(sim, "free of context %u: flags %#x, %u devices, %llu frames",
 			      op->ctx_no, op->free_flags, ctx->nr_devices,
 			      ctx->nr_frames);
-	if (sim_quirk(sim, SIM_FREE_BUSY)) {
-		ctx->dying = true;
-		return -EBUSY;
-	}
 	/* Drafts: a context that was refused once is gone for good. */
-	if (ctx->nr_devices) {
-		ctx->dying = sim_quirk(sim, SIM_FREE_LEAKS);
+	if (ctx->nr_devices || sim_quirk(sim, SIM_FREE_BUSY)) {
+		ctx->dying = sim_quirk(sim, SIM_FREE_LEAKS | SIM_FREE_BUSY);
 		return -EBUSY;
 	}
 	if (sim_limit(sim, IOMMU_free_context, &ret) != SIM_ALL)
 		return ret;
 	xa_erase(&sim->contexts, op->ctx_no);
-	sim_free_tables(sim, ctx);
 	sim_destroy_ctx(sim, ctx);
 	if (!sim_quirk(sim, SIM_FREE_LEAKS))
-		sim_pool_give(sim, 1);
+		sim_pool_give(sim);
 	return 0;
 }
 
-static int sim_query(struct xen_iommu_sim *sim, struct pv_iommu_capabilities *op)
+static int sim_query_caps(struct xen_iommu_sim *sim,
+			  struct pv_iommu_capabilities *op)
 {
 	int ret = 0;
 
@@ -480,6 +274,7 @@ static int sim_query(struct xen_iommu_sim *sim, struct pv_iommu_capabilities *op
 
 static int sim_op_init(struct xen_iommu_sim *sim, struct pv_iommu_init *op)
 {
+	const struct pv_iommu_limits *limits = &sim->conf.limits;
 	int ret = 0;
 
 	/* A draft dies of these; the calling domain must know. */
@@ -495,10 +290,12 @@ static int sim_op_init(struct xen_iommu_sim *sim, struct pv_iommu_init *op)
 	}
 	if (sim_quirk(sim, SIM_INIT_IDLE))
 		return 0;
-	if (sim_limit(sim, IOMMU_init, &ret) != SIM_ALL) {
+	if (sim_limit(sim, IOMMU_init, &ret) != SIM_ALL)
 		/* The alloc that follows in the drafts finds no context. */
 		return sim_quirk(sim, SIM_INIT_FALLS_THROUGH) ? -ENOSPC : ret;
-	}
+	if ((limits->max_ctx_no && op->max_ctx_no > limits->max_ctx_no) ||
+	    (limits->arena_order && op->arena_order > limits->arena_order))
+		return -EINVAL;
 	if (!sim->initialised) {
 		sim->initialised = true;
 		sim->max_ctx = op->max_ctx_no;
@@ -514,11 +311,25 @@ static int sim_op_init(struct xen_iommu_sim *sim, struct pv_iommu_init *op)
 	return ret;
 }
 
+void sim_move_device(struct xen_iommu_sim *sim, struct sim_device *dev, u16 nr,
+		     bool gone)
+{
+	struct sim_ctx *from = xa_load(&sim->contexts, dev->ctx);
+	struct sim_ctx *to = xa_load(&sim->contexts, nr);
+
+	if (from && !dev->gone)
+		from->nr_devices--;
+	if (to && !gone)
+		to->nr_devices++;
+	dev->ctx = nr;
+	dev->gone = gone;
+}
+
 static int sim_reattach(struct xen_iommu_sim *sim,
 			struct pv_iommu_reattach_device *op)
 {
 	struct sim_device *dev;
-	struct sim_ctx *ctx, *old;
+	struct sim_ctx *ctx;
 	int ret = 0;
 
 	if (op->pasid)
@@ -533,11 +344,7 @@ static int sim_reattach(struct xen_iommu_sim *sim,
 	}
 	if (sim_limit(sim, IOMMU_reattach_device, &ret) != SIM_ALL)
 		return ret;
-	old = xa_load(&sim->contexts, dev->ctx);
-	if (old)
-		old->nr_devices--;
-	ctx->nr_devices++;
-	dev->ctx = op->ctx_no;
+	sim_move_device(sim, dev, op->ctx_no, false);
 	return 0;
 }
 
@@ -545,152 +352,213 @@ static int sim_reattach(struct xen_iommu_sim *sim,
  * Mapping and unmapping
  */
 
-static int sim_map_frames(struct xen_iommu_sim *sim, struct sim_ctx *ctx,
-			  u64 dfn, u64 gfn, u64 nr, unsigned int order,
-			  u32 flags, u64 *limit, int stop, u64 *done)
+/* Some device in the context owns the reserved region. */
+static bool sim_owns_rdm(struct xen_iommu_sim *sim, struct sim_ctx *ctx,
+			 const struct sim_rdm *rdm)
 {
-	u64 step = BIT_ULL(order);
+	for (unsigned int i = 0; i < sim->nr_devices; i++) {
+		struct sim_device *dev = &sim->device[i];
+
+		if (!dev->gone && dev->bus == rdm->bus && dev->devfn == rdm->devfn &&
+		    xa_load(&sim->contexts, dev->ctx) == ctx)
+			return true;
+	}
+	return false;
+}
+
+static int sim_may_map(struct xen_iommu_sim *sim, struct sim_ctx *ctx, u64 dfn,
+		       u64 gfn, bool first)
+{
+	if (xa_load(&ctx->frames, dfn)) {
+		if (!sim->overlap_ok)
+			sim_violation(sim, "map of dfn %#llx, which is mapped", dfn);
+		return -EADDRINUSE;
+	}
+	if (xa_load(&ctx->stale, dfn))
+		sim_violation(sim, "map of dfn %#llx, which was not flushed", dfn);
+	if (sim_within(gfn, sim->hole_start, sim->hole_end))
+		return -ENOENT;
+	if (sim_within(gfn, sim->foreign_start, sim->foreign_end) && !sim->foreign_ok)
+		return -EPERM;
+	for (unsigned int i = 0; i < sim->nr_rdm; i++) {
+		struct sim_rdm *rdm = &sim->rdm[i];
+
+		if (!sim_within(dfn, rdm->start, rdm->start + rdm->nr) ||
+		    (sim_quirk(sim, SIM_RDM_FIRST_ONLY) && !first) ||
+		    (ctx->empty && (dfn == gfn || !sim_owns_rdm(sim, ctx, rdm))))
+			continue;
+		return sim_quirk(sim, SIM_RDM_FIRST_ONLY) ? -EADDRINUSE :
+							    -EADDRNOTAVAIL;
+	}
+	return 0;
+}
+
+static int sim_map_page(struct xen_iommu_sim *sim, struct sim_ctx *ctx, u64 dfn,
+			u64 gfn, u32 flags, bool first)
+{
+	u64 table = dfn >> SIM_TABLE_SHIFT;
+	int ret = sim_may_map(sim, ctx, dfn, gfn, first);
+
+	if (ret)
+		return ret;
+	if (!sim_get(&ctx->tables, table) && !sim_pool_take(sim))
+		return -ENOMEM;
+
+	sim_set(sim, &ctx->frames, dfn, gfn << 3 | flags);
+	sim_set(sim, &ctx->tables, table, sim_get(&ctx->tables, table) + 1);
+	ctx->nr_frames++;
+	sim->refs++;
+	return 0;
+}
+
+static void sim_drop_stale(struct xen_iommu_sim *sim, struct sim_ctx *ctx,
+			   u64 dfn, u64 nr)
+{
+	unsigned long i;
+	void *entry;
+
+	if (!nr)
+		return;
+	xa_for_each_range(&ctx->stale, i, entry, dfn, dfn + nr - 1) {
+		xa_erase(&ctx->stale, i);
+		ctx->nr_stale--;
+		sim->refs--;
+	}
+}
+
+static int sim_unmap_page(struct xen_iommu_sim *sim, struct sim_ctx *ctx, u64 dfn)
+{
+	u64 table = dfn >> SIM_TABLE_SHIFT, left = sim_get(&ctx->tables, table) - 1;
+
+	if (!xa_load(&ctx->frames, dfn)) {
+		sim_violation(sim, "unmap of dfn %#llx, which is not mapped", dfn);
+		return -ENOENT;
+	}
+	sim_set(sim, &ctx->stale, dfn, sim_get(&ctx->frames, dfn));
+	xa_erase(&ctx->frames, dfn);
+	ctx->nr_frames--;
+	ctx->nr_stale++;
+	sim_set(sim, &ctx->tables, table, left);
+	if (!left)
+		sim_pool_give(sim);
+	return 0;
+}
+
+static int sim_map_frames(struct xen_iommu_sim *sim, struct sim_ctx *ctx,
+			  u64 dfn, u64 gfn, u64 nr, u32 flags, u64 *limit,
+			  int stop, u64 *done)
+{
+	u64 end = (sim->conf.max_iova >> SIM_PAGE_SHIFT) + 1;
+	bool first = true;
 	int ret;
 
 	if (!(flags & (IOMMU_MAP_readable | IOMMU_MAP_writeable)) ||
-	    (flags & ~SIM_KNOWN_FLAGS) ||
-	    ((flags & IOMMU_MAP_cache) && !(sim->conf.caps & IOMMUCAP_cache))) {
-		sim_violation(sim, "map with flags %#x", flags);
+	    (flags & ~SIM_MAP_FLAGS) ||
+	    ((flags & IOMMU_MAP_cache) && !(sim->conf.caps & IOMMUCAP_cache)) ||
+	    !nr || nr > end || dfn > end - nr) {
+		sim_violation(sim, "map of %#llx frames, dfn %#llx, flags %#x",
+			      nr, dfn, flags);
 		return -EINVAL;
 	}
-	if (!nr || (dfn | gfn) & (step - 1)) {
-		sim_violation(sim, "map of %#llx frames, order %u, dfn %#llx, gfn %#llx",
-			      nr, order, dfn, gfn);
-		return -EINVAL;
-	}
-	if (nr > (sim->conf.max_iova >> SIM_PAGE_SHIFT) + 1 ||
-	    dfn > (sim->conf.max_iova >> SIM_PAGE_SHIFT) + 1 - nr) {
-		sim_violation(sim, "map of %#llx frames at dfn %#llx", nr, dfn);
-		return -ERANGE;
-	}
-
-	if (sim_quirk(sim, SIM_RDM_FIRST_ONLY))
-		for (unsigned int i = 0; i < sim->nr_rdm; i++)
-			if (dfn >= sim->rdm[i].start &&
-			    dfn < sim->rdm[i].start + sim->rdm[i].nr)
-				return -EADDRINUSE;
-
-	for (; nr; nr -= step, dfn += step, gfn += step) {
-		if (*limit < step)
+	for (; nr; nr--, dfn++, gfn++, first = false) {
+		if (!*limit)
 			return stop;
-		ret = sim_map_one(sim, ctx, dfn, gfn, flags, order);
+		ret = sim_map_page(sim, ctx, dfn, gfn, flags, first);
 		if (ret)
 			return ret;
-		*done += step;
-		if (*limit != SIM_ALL)
-			*limit -= step;
+		++*done;
+		sim_spend(limit, 1);
 	}
 	return 0;
 }
 
 static int sim_unmap_frames(struct xen_iommu_sim *sim, struct sim_ctx *ctx,
-			    u64 dfn, u64 nr, u64 *limit, int stop, u64 *done)
+			    u64 dfn, u64 nr, u32 flags, u64 *limit, int stop,
+			    u64 *done)
 {
-	int ret;
+	bool flush = !(flags & IOMMU_UNMAP_no_flush);
+	u64 first = dfn;
+	int ret = 0;
 
-	if (!nr || dfn + nr < dfn) {
-		sim_violation(sim, "unmap of %#llx frames at dfn %#llx", nr, dfn);
+	if (!nr || dfn + nr < dfn || (flags & ~IOMMU_UNMAP_no_flush) ||
+	    (flags && !(sim->conf.caps & IOMMUCAP_deferred_unmap))) {
+		sim_violation(sim, "unmap of %#llx frames at dfn %#llx, flags %#x",
+			      nr, dfn, flags);
 		return -EINVAL;
 	}
-	while (nr) {
-		if (!*limit)
-			return stop;
-		ret = sim_unmap_one(sim, ctx, dfn, min(nr, *limit));
-		if (ret < 0)
-			return ret;
-		dfn += ret;
-		nr -= ret;
-		*done += ret;
-		if (*limit != SIM_ALL)
-			*limit -= ret;
+	for (; nr; nr--, dfn++) {
+		u64 gfn = sim_get(&ctx->frames, dfn) >> 3;
+
+		ret = *limit ? sim_unmap_page(sim, ctx, dfn) : stop;
+		if (!*limit || ret)
+			break;
+		/* Grants: others get their frames back at once. */
+		if (sim_within(gfn, sim->foreign_start, sim->foreign_end))
+			flush = true;
+		++*done;
+		sim_spend(limit, 1);
 	}
-	return 0;
+	if (flush)
+		sim_drop_stale(sim, ctx, first, dfn - first);
+	return ret;
 }
 
-static int sim_page_order(struct xen_iommu_sim *sim, u32 pgsize)
+/* Counters: of pages, which are of 4 KiB here; zero on entry. */
+static bool sim_check_pages(struct xen_iommu_sim *sim, u32 pgsize, u32 counter)
 {
-	if (!is_power_of_2(pgsize) || !(pgsize & sim->conf.pgsize_mask)) {
-		sim_violation(sim, "page size %#x", pgsize);
-		return -EINVAL;
-	}
-	return ilog2(pgsize) - SIM_PAGE_SHIFT;
+	if (pgsize == SZ_4K && !counter)
+		return true;
+	sim_violation(sim, "page size %#x, counter %u on entry", pgsize, counter);
+	return false;
 }
 
-static u32 sim_counter(struct xen_iommu_sim *sim, u32 done, u32 wanted)
+static u32 sim_count(struct xen_iommu_sim *sim, u32 done, u32 wanted)
 {
 	return sim_quirk(sim, SIM_OVERCOUNTS) && done == wanted ? done + 7 : done;
 }
 
 static int sim_map_pages(struct xen_iommu_sim *sim, struct pv_iommu_map_pages *op)
 {
-	struct sim_call call = {
-		.subop = IOMMU_map_pages, .ctx = op->ctx_no, .dfn = op->dfn,
-		.gfn = op->gfn, .pgsize = op->pgsize, .nr = op->nr_pages,
-		.flags = op->map_flags,
-	};
-	int order = sim_page_order(sim, op->pgsize), stop = 0;
 	struct sim_ctx *ctx = sim_get_ctx(sim, op->ctx_no);
 	u64 limit, done = 0;
+	int stop = 0, ret;
 
-	if (op->mapped)
-		sim_violation(sim, "counter %u on entry", op->mapped);
-	if (order < 0 || !ctx)
+	if (!sim_check_pages(sim, op->pgsize, op->mapped) || !ctx)
 		return -EINVAL;
 	limit = sim_limit(sim, IOMMU_map_pages, &stop);
-	call.ret = sim_map_frames(sim, ctx, op->dfn, op->gfn,
-				  (u64)op->nr_pages << order, order,
-				  op->map_flags, &limit, stop, &done);
-	call.done = done;
-	sim_log(sim, &call);
-	sim_spend(&sim->map_left, done);
+	ret = sim_map_frames(sim, ctx, op->dfn, op->gfn, op->nr_pages,
+			     op->map_flags, &limit, stop, &done);
+	sim_spend(&sim->left[1], done);
 
-	op->mapped += sim_counter(sim, done >> order, op->nr_pages);
+	op->mapped = sim_count(sim, done, op->nr_pages);
 	if (sim_quirk(sim, SIM_PREEMPTS)) {
 		op->dfn += done;
 		op->gfn += done;
-		op->nr_pages -= done >> order;
+		op->nr_pages -= done;
 	}
-	return call.ret;
+	return ret;
 }
 
 static int sim_unmap_pages(struct xen_iommu_sim *sim,
 			   struct pv_iommu_unmap_pages *op)
 {
-	struct sim_call call = {
-		.subop = IOMMU_unmap_pages, .ctx = op->ctx_no, .dfn = op->dfn,
-		.pgsize = op->pgsize, .nr = op->nr_pages,
-		.flags = op->unmap_flags,
-	};
-	int order = sim_page_order(sim, op->pgsize), stop = 0;
 	struct sim_ctx *ctx = sim_get_ctx(sim, op->ctx_no);
 	u64 limit, done = 0;
+	int stop = 0, ret;
 
-	if (op->unmapped || op->unmap_flags)
-		sim_violation(sim, "unmap counter %u, flags %#x on entry",
-			      op->unmapped, op->unmap_flags);
-	if (order < 0 || !ctx)
+	if (!sim_check_pages(sim, op->pgsize, op->unmapped) || !ctx)
 		return -EINVAL;
 	limit = sim_limit(sim, IOMMU_unmap_pages, &stop);
-	if (limit != SIM_ALL)
-		limit = round_down(limit, BIT_ULL(order));
-	call.ret = sim_unmap_frames(sim, ctx, op->dfn,
-				    (u64)op->nr_pages << order, &limit, stop,
-				    &done);
-	call.done = done;
-	sim_log(sim, &call);
-	sim_spend(&sim->unmap_left, done);
+	ret = sim_unmap_frames(sim, ctx, op->dfn, op->nr_pages, op->unmap_flags,
+			       &limit, stop, &done);
+	sim_spend(&sim->left[0], done);
 
-	op->unmapped += sim_counter(sim, done >> order, op->nr_pages);
+	op->unmapped = sim_count(sim, done, op->nr_pages);
 	if (sim_quirk(sim, SIM_PREEMPTS)) {
 		op->dfn += done;
-		op->nr_pages -= done >> order;
+		op->nr_pages -= done;
 	}
-	return call.ret;
+	return ret;
 }
 
 static u64 sim_nr_left(const struct pv_iommu_run *run, unsigned int nr)
@@ -703,110 +571,169 @@ static u64 sim_nr_left(const struct pv_iommu_run *run, unsigned int nr)
 }
 
 /* Ranges and lists: the arguments are in registers, the result is a count. */
-static long sim_runs(struct xen_iommu_sim *sim, unsigned int subop, bool list,
+static long sim_runs(struct xen_iommu_sim *sim, bool map, bool list,
 		     unsigned long a1, unsigned long a2, unsigned long a3,
 		     unsigned long a4)
 {
-	bool map = subop == IOMMU_map_runs;
 	struct pv_iommu_run one = { .dfn = a2, .nr_frames = a3, .gfn = a4 };
 	const struct pv_iommu_run *run = &one;
-	u64 limit, max, skip = list ? a4 : 0, done = 0;
+	u64 limit, wanted, skip = list ? a4 : 0, done = 0;
+	struct sim_ctx *ctx = sim_get_ctx(sim, a1 & U16_MAX);
 	unsigned int nr = list ? a3 : 1;
-	u64 wanted;
-	u16 ctx_no = a1 & U16_MAX;
 	u32 flags = (u64)a1 >> 32;
-	struct sim_ctx *ctx = sim_get_ctx(sim, ctx_no);
 	int stop = 0, ret = 0;
 
-	if (!(sim->conf.caps & IOMMUCAP_runs)) {
-		sim_violation(sim, "runs without the capability");
-		return -EOPNOTSUPP;
-	}
 	if (list)
 		run = sim->conf.pv ? (void *)a2 : phys_to_virt(a2);
-	if (!nr || nr > IOMMU_MAX_RUNS || (a1 & GENMASK(31, 16)) ||
+	if (!(sim->conf.caps & IOMMUCAP_runs) || !ctx || !nr ||
+	    nr > IOMMU_MAX_RUNS || (a1 & GENMASK(31, 16)) ||
 	    skip >= sim_nr_left(run, nr)) {
 		sim_violation(sim, "%u runs, skip %llu, argument %#lx", nr, skip, a1);
 		return -EINVAL;
 	}
-	if (!map && flags)
-		sim_violation(sim, "unmap flags %#x", flags);
-	if (!ctx)
-		return -EINVAL;
-
-	if (sim->owed[map]) {
-		sim->owed[map] = false;
-		return sim->owed_ret[map];
-	}
-
-	limit = sim_limit(sim, subop, &stop);
-	max = limit;
 	wanted = sim_nr_left(run, nr) - skip;
+	limit = sim_limit(sim, map ? IOMMU_map_pages : IOMMU_unmap_pages, &stop);
 	if (sim_quirk(sim, SIM_PREEMPTS) && wanted / 2 + 1 < limit) {
 		limit = wanted / 2 + 1;
 		stop = 0;
 	}
 	for (u32 i = 0; i < nr && !ret; i++) {
-		u64 left_out = min(skip, run[i].nr_frames), before = done;
-		struct sim_call call = {
-			.subop = subop, .ctx = ctx_no,
-			.dfn = run[i].dfn + left_out,
-			.gfn = run[i].gfn + left_out,
-			.nr = run[i].nr_frames - left_out,
-			.flags = flags,
-		};
+		u64 left_out = min(skip, run[i].nr_frames);
+		u64 dfn = run[i].dfn + left_out, gfn = run[i].gfn + left_out;
+		u64 frames = run[i].nr_frames - left_out;
 
 		skip -= left_out;
-		if (!call.nr && left_out)
+		if (!frames && left_out)
 			continue;
 		if (!limit) {
 			ret = stop;
 			break;
 		}
 		if (map)
-			ret = sim_map_frames(sim, ctx, call.dfn, call.gfn,
-					     call.nr, 0, flags, &limit, stop,
-					     &done);
+			ret = sim_map_frames(sim, ctx, dfn, gfn, frames, flags,
+					     &limit, stop, &done);
 		else
-			ret = sim_unmap_frames(sim, ctx, call.dfn, call.nr,
+			ret = sim_unmap_frames(sim, ctx, dfn, frames, flags,
 					       &limit, stop, &done);
-		call.done = done - before;
-		call.ret = ret;
-		sim_log(sim, &call);
 	}
-	sim_spend(map ? &sim->map_left : &sim->unmap_left, done);
-	/* A planned failure would be over by the next call. */
-	if (done && done == max && done < wanted) {
-		sim->owed[map] = true;
-		sim->owed_ret[map] = stop;
-	}
+	sim_spend(&sim->left[map], done);
 	if (!done)
 		return ret;
-	if (sim_quirk(sim, SIM_OVERCOUNTS) && !ret && limit)
+	if (sim_quirk(sim, SIM_OVERCOUNTS) && done == wanted)
 		done += 7;
 	return done + (list ? a4 : 0);
 }
 
+/* Of the whole context: downstreams' flush of a range is of no use to a driver. */
+static int sim_flush_pages(struct xen_iommu_sim *sim,
+			   struct pv_iommu_flush_pages *op)
+{
+	struct sim_ctx *ctx = sim_get_ctx(sim, op->ctx_no);
+	int ret = 0;
+
+	if (!ctx || op->nr_pages || !(sim->conf.caps & IOMMUCAP_deferred_unmap)) {
+		sim_violation(sim, "flush of %u pages", op->nr_pages);
+		return -EINVAL;
+	}
+	if (sim_limit(sim, IOMMU_flush_pages, &ret) == SIM_ALL)
+		sim_drop_stale(sim, ctx, 0, BIT_ULL(52));
+	return ret;
+}
+
+/*
+ * Properties and faults
+ */
+
+static long sim_query(struct xen_iommu_sim *sim, unsigned long what,
+		      unsigned long index, void *buf, size_t size)
+{
+	/* What a newer hypervisor has, this driver does not know. */
+	u8 limits[sizeof(struct pv_iommu_limits) + 16];
+	int ret = 0;
+
+	if (!(sim->conf.caps & IOMMUCAP_query)) {
+		sim_violation(sim, "query without the capability");
+		return -EOPNOTSUPP;
+	}
+	if (sim_limit(sim, IOMMU_query, &ret) != SIM_ALL)
+		return ret;
+	if (what != IOMMU_QUERY_limits || index)
+		return what > IOMMU_QUERY_nested ? -EINVAL : -EOPNOTSUPP;
+	memset(limits, 0xff, sizeof(limits));
+	memcpy(limits, &sim->conf.limits, sizeof(sim->conf.limits));
+	memcpy(buf, limits, min(size, sim->limits_size));
+	return sim->limits_size;
+}
+
+static long sim_get_faults(struct xen_iommu_sim *sim,
+			   struct pv_iommu_fault *buf, unsigned int nr)
+{
+	int ret = 0;
+
+	if (!(sim->conf.caps & IOMMUCAP_faults)) {
+		sim_violation(sim, "get_faults without the capability");
+		return -EOPNOTSUPP;
+	}
+	if (sim_limit(sim, IOMMU_get_faults, &ret) != SIM_ALL)
+		return ret;
+	sim->reporting = true;
+	nr = min(nr, sim->nr_ring);
+	memcpy(buf, sim->ring, nr * sizeof(*buf));
+	sim->nr_ring -= nr;
+	memmove(sim->ring, sim->ring + nr, sim->nr_ring * sizeof(*buf));
+	return nr;
+}
+
+void sim_report_fault(struct xen_iommu_sim *sim, const struct sim_device *dev,
+		      u64 addr, u32 flags, u32 reason)
+{
+	bool first = false;
+
+	scoped_guard(spinlock_irqsave, &sim->lock) {
+		if (!sim->reporting)
+			return;
+		if (sim->nr_ring == SIM_FAULT_RING) {
+			sim->nr_lost++;
+			return;
+		}
+		first = !sim->nr_ring;
+		sim->ring[sim->nr_ring++] = (struct pv_iommu_fault) {
+			.addr = addr,
+			.dev = { dev->seg, dev->bus, dev->devfn },
+			.ctx_no = dev->ctx,
+			.flags = flags,
+			.reason = reason,
+			.lost = sim->nr_lost,
+		};
+		sim->nr_lost = 0;
+	}
+	if (first && sim->virq)
+		sim->virq();
+}
+
+/*
+ * The calls
+ */
+
 static void sim_enter(struct xen_iommu_sim *sim, unsigned int subop, void *arg)
 {
+	sim->traps++;
+	if (subop < SIM_NR_SUBOPS)
+		sim->calls[subop]++;
 	if (sim->hook)
 		sim->hook(sim, subop, arg);
 }
 
-static long sim_call(unsigned int subop, void *arg)
+long sim_op(unsigned int subop, void *arg)
 {
 	struct xen_iommu_sim *sim = xen_iommu_sim;
-	unsigned long flags;
 	int ret;
 
 	sim_enter(sim, subop, arg);
-
-	spin_lock_irqsave(&sim->lock, flags);
-	if (subop < SIM_NR_SUBOPS)
-		sim->calls[subop]++;
+	guard(spinlock_irqsave)(&sim->lock);
 	switch (subop) {
 	case IOMMU_query_capabilities:
-		ret = sim_query(sim, arg);
+		ret = sim_query_caps(sim, arg);
 		break;
 	case IOMMU_init:
 		ret = sim_op_init(sim, arg);
@@ -826,78 +753,55 @@ static long sim_call(unsigned int subop, void *arg)
 	case IOMMU_unmap_pages:
 		ret = sim_unmap_pages(sim, arg);
 		break;
+	case IOMMU_flush_pages:
+		ret = sim_flush_pages(sim, arg);
+		break;
 	default:
 		sim_violation(sim, "sub-op %u", subop);
 		ret = -EOPNOTSUPP;
 		break;
 	}
 	sim_check_sums(sim);
-	spin_unlock_irqrestore(&sim->lock, flags);
 	return ret;
 }
 
-long sim_iommu_op(unsigned int subop, void *arg)
-{
-	xen_iommu_sim->traps++;
-	return sim_call(subop, arg);
-}
-
-long sim_iommu_op_regs(unsigned int subop, unsigned long a1, unsigned long a2,
-		       unsigned long a3, unsigned long a4)
+long sim_op_regs(unsigned int subop, unsigned long a1, unsigned long a2,
+		 unsigned long a3, unsigned long a4)
 {
 	struct xen_iommu_sim *sim = xen_iommu_sim;
 	bool list = subop == IOMMU_map_runs || subop == IOMMU_unmap_runs;
-	unsigned long flags;
+	int stop = 0;
 	long ret;
 
-	/* A range is a list of one. */
-	if (subop == IOMMU_map_range)
-		subop = IOMMU_map_runs;
-	if (subop == IOMMU_unmap_range)
-		subop = IOMMU_unmap_runs;
+	/* Counted, and made to fail, as what they do. */
+	if (subop == IOMMU_map_range || subop == IOMMU_map_runs)
+		subop = IOMMU_map_pages;
+	if (subop == IOMMU_unmap_range || subop == IOMMU_unmap_runs)
+		subop = IOMMU_unmap_pages;
 
-	sim->traps++;
 	sim_enter(sim, subop, NULL);
-
-	spin_lock_irqsave(&sim->lock, flags);
-	if (subop < SIM_NR_SUBOPS)
-		sim->calls[subop]++;
-	if (subop == IOMMU_map_runs || subop == IOMMU_unmap_runs) {
-		ret = sim_runs(sim, subop, list, a1, a2, a3, a4);
-	} else {
+	guard(spinlock_irqsave)(&sim->lock);
+	switch (subop) {
+	case IOMMU_noop:
+		sim_limit(sim, subop, &stop);
+		ret = stop;
+		break;
+	case IOMMU_map_pages:
+	case IOMMU_unmap_pages:
+		ret = sim_runs(sim, subop == IOMMU_map_pages, list, a1, a2, a3, a4);
+		break;
+	case IOMMU_query:
+		ret = sim_query(sim, a1, a2, (void *)a3, a4);
+		break;
+	case IOMMU_get_faults:
+		ret = sim_get_faults(sim, (void *)a1, a2);
+		break;
+	default:
 		sim_violation(sim, "sub-op %u", subop);
 		ret = -EOPNOTSUPP;
+		break;
 	}
 	sim_check_sums(sim);
-	spin_unlock_irqrestore(&sim->lock, flags);
-	return ret;
-}
-
-int sim_multicall(struct multicall_entry *call, u32 nr)
-{
-	struct xen_iommu_sim *sim = xen_iommu_sim;
-	unsigned long flags;
-	int ret = 0;
-	u64 limit;
-
-	sim->traps++;
-	spin_lock_irqsave(&sim->lock, flags);
-	sim->calls[SIM_MULTICALL]++;
-	if (!nr)
-		sim_violation(sim, "empty multicall");
-	limit = sim_limit(sim, SIM_MULTICALL, &ret);
-	spin_unlock_irqrestore(&sim->lock, flags);
-
-	/* One that fails has carried out the first of its calls, perhaps. */
-	for (u32 i = 0; i < nr; i++) {
-		if (ret && i >= limit)
-			return ret;
-		if (call[i].op != __HYPERVISOR_iommu_op)
-			sim_violation(sim, "hypercall %lu in a multicall",
-				      (unsigned long)call[i].op);
-		call[i].result = sim_call(call[i].args[0],
-					  (void *)call[i].args[1]);
-	}
 	return ret;
 }
 
@@ -914,29 +818,25 @@ sim_rdm_buffer(struct xen_reserved_device_memory_map *map)
 int sim_memory_op(unsigned int cmd, void *arg)
 {
 	struct xen_reserved_device_memory_map *map = arg;
-	struct xen_iommu_sim *sim = xen_iommu_sim;
 	struct xen_reserved_device_memory *buf = sim_rdm_buffer(map);
+	struct xen_iommu_sim *sim = xen_iommu_sim;
 	unsigned int n = 0, max = map->nr_entries;
-	unsigned long flags;
 	int ret = 0;
 
-	sim->traps++;
+	sim_enter(sim, SIM_MEMORY_OP, arg);
 	if (cmd != XENMEM_reserved_device_memory_map) {
 		sim_violation(sim, "memory op %u", cmd);
 		return -EOPNOTSUPP;
 	}
-	if (sim->hook)
-		sim->hook(sim, SIM_MEMORY_OP, arg);
 
-	spin_lock_irqsave(&sim->lock, flags);
-	sim->calls[SIM_MEMORY_OP]++;
+	guard(spinlock_irqsave)(&sim->lock);
 	if (sim_limit(sim, SIM_MEMORY_OP, &ret) != SIM_ALL)
-		goto out;
+		return ret;
 	for (unsigned int i = 0; i < sim->nr_rdm; i++) {
 		struct sim_rdm *rdm = &sim->rdm[i];
 
 		if (!(map->flags & XENMEM_RDM_ALL) &&
-		    (map->dev.pci.bus != rdm->bus ||
+		    (map->dev.pci.seg || map->dev.pci.bus != rdm->bus ||
 		     map->dev.pci.devfn != rdm->devfn))
 			continue;
 		if (n < max) {
@@ -945,16 +845,10 @@ int sim_memory_op(unsigned int cmd, void *arg)
 		}
 		n++;
 	}
+	if (max && sim_quirk(sim, SIM_RDM_GROWS))
+		n = max + 1;
 	map->nr_entries = n;
-	if (n > max)
-		ret = -ENOBUFS;
-	if (max && sim_quirk(sim, SIM_RDM_GROWS)) {
-		map->nr_entries = n + 1;
-		ret = -ENOBUFS;
-	}
-out:
-	spin_unlock_irqrestore(&sim->lock, flags);
-	return ret;
+	return n > max ? -ENOBUFS : 0;
 }
 
 /*
@@ -966,6 +860,8 @@ unsigned long sim_pfn_to_gfn(unsigned long pfn)
 	unsigned int order = xen_iommu_sim->conf.pv_order;
 	unsigned long group = pfn >> order;
 
+	if (!xen_iommu_sim->conf.pv)
+		return pfn;
 	group = (group * 0x9e3779b1UL) & (BIT(28 - order) - 1);
 	return group << order | (pfn & (BIT(order) - 1));
 }
@@ -982,12 +878,13 @@ void sim_init(struct xen_iommu_sim *sim, const struct sim_conf *conf)
 	xa_init(&sim->contexts);
 	atomic_set(&sim->violations, 0);
 	sim->forge_ctx = -1;
-	sim->map_left = SIM_ALL;
-	sim->unmap_left = SIM_ALL;
+	sim->limits_size = sizeof(struct pv_iommu_limits);
+	sim->left[0] = SIM_ALL;
+	sim->left[1] = SIM_ALL;
 	/* The xarrays' own locks are taken in interrupts, too. */
 	scoped_guard(spinlock_irqsave, &sim->lock)
 		sim_new_ctx(sim, 0);
-	if (sim_quirk(sim, SIM_INITIALISED)) {
+	if (conf->max_ctx) {
 		sim->initialised = true;
 		sim->max_ctx = conf->max_ctx;
 		sim->pool = conf->pool;
@@ -1015,14 +912,12 @@ unsigned int sim_exit(struct xen_iommu_sim *sim)
 
 void sim_add_device(struct xen_iommu_sim *sim, u16 seg, u8 bus, u8 devfn)
 {
-	struct sim_ctx *ctx = xa_load(&sim->contexts, 0);
+	struct sim_device *dev = &sim->device[sim->nr_devices++];
 
-	sim->device[sim->nr_devices++] = (struct sim_device) {
-		.seg = seg,
-		.bus = bus,
-		.devfn = devfn,
+	*dev = (struct sim_device) {
+		.seg = seg, .bus = bus, .devfn = devfn, .gone = true,
 	};
-	ctx->nr_devices++;
+	sim_move_device(sim, dev, 0, false);
 }
 
 struct sim_device *sim_find_device(struct xen_iommu_sim *sim, u16 seg, u8 bus,
@@ -1037,28 +932,10 @@ struct sim_device *sim_find_device(struct xen_iommu_sim *sim, u16 seg, u8 bus,
 	return NULL;
 }
 
-int sim_add_stale_ctx(struct xen_iommu_sim *sim, unsigned int frames)
-{
-	struct pv_iommu_alloc op = {};
-	struct sim_ctx *ctx;
-
-	guard(spinlock_irqsave)(&sim->lock);
-	if (sim_alloc(sim, &op))
-		return -1;
-	ctx = xa_load(&sim->contexts, op.ctx_no);
-	for (unsigned int i = 0; i < frames; i++)
-		sim_map_one(sim, ctx, 0x1000 + i, 0x2000 + i,
-			    IOMMU_MAP_readable, 0);
-	return op.ctx_no;
-}
-
 void sim_add_rdm(struct xen_iommu_sim *sim, u64 start, u64 nr, u8 bus, u8 devfn)
 {
 	sim->rdm[sim->nr_rdm++] = (struct sim_rdm) {
-		.start = start,
-		.nr = nr,
-		.bus = bus,
-		.devfn = devfn,
+		.start = start, .nr = nr, .bus = bus, .devfn = devfn,
 	};
 }
 
@@ -1066,10 +943,7 @@ void sim_add_fault(struct xen_iommu_sim *sim, unsigned int subop,
 		   unsigned int skip, unsigned int times, int ret, u64 frames)
 {
 	sim->fault[sim->nr_faults++] = (struct sim_fault) {
-		.subop = subop,
-		.skip = skip,
-		.times = times,
-		.ret = ret,
+		.subop = subop, .skip = skip, .times = times, .ret = ret,
 		.frames = frames,
 	};
 }
@@ -1078,22 +952,20 @@ void sim_clear_faults(struct xen_iommu_sim *sim)
 {
 	sim->nr_faults = 0;
 	sim->fault_rate = 0;
-	memset(sim->owed, 0, sizeof(sim->owed));
-	sim->map_left = SIM_ALL;
-	sim->unmap_left = SIM_ALL;
+	sim->left[0] = SIM_ALL;
+	sim->left[1] = SIM_ALL;
 }
 
-void sim_reset_log(struct xen_iommu_sim *sim)
+void sim_reset_calls(struct xen_iommu_sim *sim)
 {
 	memset(sim->calls, 0, sizeof(sim->calls));
 	sim->traps = 0;
-	sim->nr_log = 0;
 }
 
 bool sim_walk(struct xen_iommu_sim *sim, u16 nr, u64 dfn, u64 *gfn, u32 *flags)
 {
 	struct sim_ctx *ctx = xa_load(&sim->contexts, nr);
-	u64 entry = ctx ? sim_table_get(&ctx->frames, dfn) : 0;
+	u64 entry = ctx ? sim_get(&ctx->frames, dfn) : 0;
 
 	if (gfn)
 		*gfn = entry >> 3;
@@ -1102,11 +974,25 @@ bool sim_walk(struct xen_iommu_sim *sim, u16 nr, u64 dfn, u64 *gfn, u32 *flags)
 	return entry;
 }
 
+bool sim_reaches(struct xen_iommu_sim *sim, u16 nr, u64 dfn)
+{
+	struct sim_ctx *ctx = xa_load(&sim->contexts, nr);
+
+	return ctx && (xa_load(&ctx->frames, dfn) || xa_load(&ctx->stale, dfn));
+}
+
 u64 sim_nr_frames(struct xen_iommu_sim *sim, u16 nr)
 {
 	struct sim_ctx *ctx = xa_load(&sim->contexts, nr);
 
 	return ctx ? ctx->nr_frames : 0;
+}
+
+u64 sim_nr_stale(struct xen_iommu_sim *sim, u16 nr)
+{
+	struct sim_ctx *ctx = xa_load(&sim->contexts, nr);
+
+	return ctx ? ctx->nr_stale : 0;
 }
 
 unsigned int sim_nr_contexts(struct xen_iommu_sim *sim)

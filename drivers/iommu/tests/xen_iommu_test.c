@@ -3,25 +3,26 @@
  * KUnit tests of the Xen PV-IOMMU driver
  *
  * The driver runs on a software hypervisor (xen_iommu_sim.c), which is the
- * truth about what devices reach. Most cases run on each kind of hypervisor in
- * xt_confs. After each case: no violation of the interface, no context, frame,
- * page or allocation left behind, no WARN() but those that were asked for.
+ * truth about what devices reach, and is used through the operations that it
+ * registers. Most cases run on each kind of hypervisor in xt_confs. Each map and
+ * unmap is checked in the driver's record and in the hypervisor; after each case
+ * there is no violation of the interface, no context, frame, page or allocation
+ * left behind, no WARN(), and lockdep has nothing to say.
  *
  *   ./tools/testing/kunit/kunit.py run --kunitconfig=drivers/iommu/tests
  */
 #include <kunit/test.h>
 #include <linux/completion.h>
-#include <linux/delay.h>
 #include <linux/hrtimer.h>
 #include <linux/kthread.h>
+#include <linux/panic.h>
 #include <linux/prandom.h>
 #include <linux/random.h>
-#include <linux/scatterlist.h>
 
 #include "xen_iommu_shim.h"
 
 #define XT_NR_DEVS	4
-#define XT_MAX_DOMS	8
+#define XT_MAX_DOMS	16
 
 #define XT_4K		SZ_4K
 #define XT_MAX_IOVA	GENMASK_ULL(47, 0)
@@ -31,9 +32,6 @@
 #define XT_PHYS		0x100000000ULL
 
 #define XT_RW		(IOMMU_READ | IOMMU_WRITE)
-
-/* From a Xen that does not have the hypercall. */
-#define XT_NO_HYPERCALL	(-ENOSYS)
 
 static unsigned long xt_seed;
 module_param_named(seed, xt_seed, ulong, 0444);
@@ -45,7 +43,6 @@ MODULE_PARM_DESC(ops, "Operations of the random test, per kind of hypervisor");
 
 struct xt_dev {
 	struct pci_dev pdev;
-	struct pci_bus bus;
 	struct dev_iommu iommu;
 };
 
@@ -53,169 +50,177 @@ struct xt_dev {
  * struct xt - a running test
  * @test: the test
  * @sim: the hypervisor
- * @hyp: how the driver reaches that
- * @xi: the IOMMU
- * @ready: xen_iommu_setup() has succeeded
+ * @ops: what the driver has registered
+ * @bus: bus 0
+ * @bridge: a bridge from PCI Express to PCI, not in use at first
+ * @secondary: the bus behind that
  * @dev: devices that the hypervisor knows, all probed
- * @devp: the same for the driver's loops over devices
+ * @domain: the domain that helpers use
  * @dom: domains to free at the end
  * @nr_doms: number of these
- * @lock_errors: hypercalls made with a domain's lock held
- * @warns_ok: WARN() splats that the test expects
- * @contexts_ok: contexts that may be left, apart from those kept for use
+ * @booted: the driver is at work
+ * @lock_errors: hypercalls with a lock that must not, or without one that must
+ *	be held
+ * @tainted: there was a WARN() before
+ * @lockdep: lockdep was at work
  * @on_call: called before each hypercall
  * @priv: for @on_call
  */
 struct xt {
 	struct kunit *test;
-	struct xen_iommu_sim sim;
-	struct xen_iommu_hyp hyp;
-	struct xen_iommu *xi;
-	bool ready;
+	struct xen_iommu_sim *sim;
+	const struct iommu_ops *ops;
+	struct pci_bus bus;
+	struct pci_dev bridge;
+	struct pci_bus secondary;
 	struct xt_dev dev[XT_NR_DEVS];
-	struct device *devp[XT_NR_DEVS];
+	struct iommu_domain *domain;
 	struct iommu_domain *dom[XT_MAX_DOMS];
 	unsigned int nr_doms;
+	bool booted;
 	atomic_t lock_errors;
-	int warns_ok;
-	unsigned int contexts_ok;
+	bool tainted;
+	bool lockdep;
 	void (*on_call)(struct xt *xt, unsigned int subop, void *arg);
 	void *priv;
 };
+
+/* All tests have a struct xt *xt. */
+#define EXPECT(cond)	KUNIT_EXPECT_TRUE(xt->test, cond)
+#define EXPECT_EQ(a, b)	KUNIT_EXPECT_EQ(xt->test, a, b)
+#define EXPECT_NE(a, b)	KUNIT_EXPECT_NE(xt->test, a, b)
+#define EXPECT_LE(a, b)	KUNIT_EXPECT_LE(xt->test, a, b)
+#define EXPECT_GE(a, b)	KUNIT_EXPECT_GE(xt->test, a, b)
 
 /*
  * Kinds of hypervisors
  */
 
-#define XT_DRAFT_QUIRKS	(SIM_INIT_FALLS_THROUGH | SIM_PREEMPTS | SIM_FOLDS | \
-			 SIM_FREE_LEAKS | SIM_RDM_FIRST_ONLY | SIM_RDM_IN_USE | \
+#define XT_EXTENSIONS	(IOMMUCAP_cache | IOMMUCAP_identity | \
+			 IOMMUCAP_isolated_msi | IOMMUCAP_deferred_unmap | \
+			 IOMMUCAP_query | IOMMUCAP_faults | IOMMUCAP_alloc_empty)
+#define XT_V7_QUIRKS	(SIM_INIT_FALLS_THROUGH | SIM_PREEMPTS | \
+			 SIM_FREE_LEAKS | SIM_RDM_FIRST_ONLY | \
 			 SIM_NO_DEVICE_ENOENT)
+#define XT_LIMITS	{ .max_ctx_no = 4096, .arena_order = 18 }
 
 static const struct sim_conf xt_confs[] = {
 	{
-		.desc = "plain",
-		.caps = IOMMUCAP_default_identity,
+		.desc = "ours",
+		.caps = IOMMUCAP_default_identity | IOMMUCAP_runs | XT_EXTENSIONS,
 		.pgsize_mask = SZ_4K,
 		.max_iova = XT_MAX_IOVA,
+		.limits = XT_LIMITS,
 	}, {
-		/* As the v7 drafts are. */
-		.desc = "draft",
-		.caps = IOMMUCAP_default_identity,
+		.desc = "ours_pv",
+		.caps = IOMMUCAP_default_identity | IOMMUCAP_runs | XT_EXTENSIONS,
 		.pgsize_mask = SZ_4K,
 		.max_iova = XT_MAX_IOVA,
-		.quirks = XT_DRAFT_QUIRKS,
-	}, {
-		.desc = "superpages",
-		.caps = IOMMUCAP_default_identity | IOMMUCAP_cache,
-		.pgsize_mask = SZ_4K | SZ_2M | SZ_1G,
-		.max_iova = XT_MAX_IOVA,
-		.quirks = SIM_PREEMPTS | SIM_OVERCOUNTS,
-	}, {
-		.desc = "runs",
-		.caps = IOMMUCAP_default_identity | IOMMUCAP_runs,
-		.pgsize_mask = SZ_4K | SZ_2M | SZ_1G,
-		.max_iova = XT_MAX_IOVA,
-		.quirks = SIM_FOLDS | SIM_OVERCOUNTS,
-	}, {
-		.desc = "pv_scattered",
-		.caps = IOMMUCAP_default_identity,
-		.pgsize_mask = SZ_4K,
-		.max_iova = XT_MAX_IOVA,
+		.limits = XT_LIMITS,
 		.quirks = SIM_PREEMPTS,
-		.pv = true,
-	}, {
-		.desc = "pv_groups",
-		.caps = IOMMUCAP_default_identity | IOMMUCAP_cache,
-		.pgsize_mask = SZ_4K | SZ_2M,
-		.max_iova = XT_MAX_IOVA,
-		.quirks = XT_DRAFT_QUIRKS,
-		.pv = true,
-		.pv_order = 3,
-	}, {
-		.desc = "pv_runs",
-		.caps = IOMMUCAP_default_identity | IOMMUCAP_runs,
-		.pgsize_mask = SZ_4K,
-		.max_iova = XT_MAX_IOVA,
 		.pv = true,
 		.pv_order = 1,
 	}, {
-		/* Ranges and lists are given up half done. */
-		.desc = "preempting_runs",
-		.caps = IOMMUCAP_default_identity | IOMMUCAP_runs,
-		.pgsize_mask = SZ_4K | SZ_2M,
-		.max_iova = XT_MAX_IOVA,
-		.quirks = SIM_PREEMPTS,
-	}, {
 		/* Context 0 blocks, identity is a context of its own. */
-		.desc = "blocking",
-		.caps = IOMMUCAP_identity | IOMMUCAP_cache | IOMMUCAP_runs,
-		.pgsize_mask = SZ_4K | SZ_2M,
+		.desc = "ours_blocking",
+		.caps = IOMMUCAP_runs | XT_EXTENSIONS,
+		.pgsize_mask = SZ_4K,
 		.max_iova = XT_MAX_IOVA,
+		.limits = XT_LIMITS,
+		.quirks = SIM_PREEMPTS | SIM_OVERCOUNTS,
 	}, {
-		/* Inherited from a kernel that has kexeced this one. */
-		.desc = "inherited",
+		.desc = "ours_without_runs",
+		.caps = IOMMUCAP_default_identity | XT_EXTENSIONS,
+		.pgsize_mask = SZ_4K,
+		.max_iova = XT_MAX_IOVA,
+		.limits = XT_LIMITS,
+		.quirks = SIM_PREEMPTS | SIM_OVERCOUNTS,
+	}, {
+		.desc = "v7",
 		.caps = IOMMUCAP_default_identity,
+		.pgsize_mask = SZ_4K,
+		.max_iova = XT_MAX_IOVA,
+		.quirks = XT_V7_QUIRKS,
+	}, {
+		.desc = "v7_pv",
+		.caps = IOMMUCAP_default_identity,
+		.pgsize_mask = SZ_4K,
+		.max_iova = XT_MAX_IOVA,
+		.quirks = XT_V7_QUIRKS,
+		.pv = true,
+		.pv_order = 3,
+	}, {
+		.desc = "downstream",
+		.caps = IOMMUCAP_default_identity | IOMMUCAP_cache |
+			IOMMUCAP_identity | IOMMUCAP_deferred_flush,
 		.pgsize_mask = SZ_4K | SZ_2M,
 		.max_iova = XT_MAX_IOVA,
-		.max_ctx = 1024,
-		.pool = 65536,
-		.quirks = SIM_INITIALISED,
+		.quirks = SIM_PREEMPTS | SIM_NO_DEVICE_ENOENT,
 	},
 };
 
 KUNIT_ARRAY_PARAM_DESC(conf, xt_confs, desc);
 
-/* Those that defer unmaps, which a PV domain does not. */
-static const void *deferring_gen_params(struct kunit *test, const void *prev,
-					char *desc)
+static bool xt_has(struct xt *xt, u32 caps)
 {
-	do {
-		prev = conf_gen_params(test, prev, desc);
-	} while (prev && ((const struct sim_conf *)prev)->pv);
-	return prev;
+	return xt->sim->conf.caps & caps;
 }
 
 /*
  * Set up, tear down
  */
 
-/* By this thread; false if there is no telling. */
-static bool xt_is_held(spinlock_t *lock)
-{
-	return IS_ENABLED(CONFIG_LOCKDEP) && debug_locks && lockdep_is_held(lock);
-}
-
+/* No call is made with a domain's lock; contexts and devices have a mutex. */
 static void xt_hook(struct xen_iommu_sim *sim, unsigned int subop, void *arg)
 {
 	struct xt *xt = sim->priv;
 
-	for (unsigned int i = 0; i < xt->nr_doms; i++) {
-		struct xen_iommu_domain *dom = to_xen_domain(xt->dom[i]);
-
-		if (xt_is_held(&dom->lock))
+#ifdef CONFIG_LOCKDEP
+	for (unsigned int i = 0; i < xt->nr_doms; i++)
+		if (lockdep_is_held(&to_xen_domain(xt->dom[i])->lock) == LOCK_STATE_HELD)
 			atomic_inc(&xt->lock_errors);
-	}
+	if (xt->booted && (subop == IOMMU_alloc_context ||
+			   subop == IOMMU_free_context ||
+			   subop == IOMMU_reattach_device) &&
+	    lockdep_is_held(&xen_iommu->mutex) == LOCK_STATE_NOT_HELD)
+		atomic_inc(&xt->lock_errors);
+#endif
 	if (xt->on_call)
 		xt->on_call(xt, subop, arg);
+}
+
+static void xt_virq(void)
+{
+	if (xt_env.virq)
+		xt_env.virq(0, xt_env.virq_data);
 }
 
 static void xt_release(struct device *dev)
 {
 }
 
-static void xt_make_dev(struct xt *xt, unsigned int i, u8 devfn)
+static struct device *xt_device(struct xt *xt, unsigned int i)
 {
-	struct xt_dev *dev = &xt->dev[i];
+	return &xt->dev[i].pdev.dev;
+}
 
-	dev->bus.number = 0;
-	dev->pdev.bus = &dev->bus;
-	dev->pdev.devfn = devfn;
-	dev->pdev.class = PCI_CLASS_NETWORK_ETHERNET << 8;
-	dev->pdev.dev.bus = &pci_bus_type;
-	dev->pdev.dev.init_name = "xen-iommu-test";
-	dev->pdev.dev.release = xt_release;
-	dev->pdev.dev.iommu = &dev->iommu;
-	xt->devp[i] = &dev->pdev.dev;
+/* The requester id that the device has, or the one that does DMA for it. */
+static struct sim_device *xt_sim_dev(struct xt *xt, unsigned int i)
+{
+	struct pci_dev *pdev = xt_real_dma_dev(&xt->dev[i].pdev);
+
+	return sim_find_device(xt->sim, xt_env.segment, pdev->bus->number,
+			       pdev->devfn);
+}
+
+static void xt_make_dev(struct xt *xt, struct pci_dev *pdev, u8 devfn)
+{
+	pdev->bus = &xt->bus;
+	pdev->devfn = devfn;
+	pdev->class = PCI_CLASS_NETWORK_ETHERNET << 8;
+	pdev->dev.bus = &pci_bus_type;
+	pdev->dev.init_name = "xen-iommu-test";
+	pdev->dev.release = xt_release;
 }
 
 /* A hypervisor and devices; the driver is not running yet. */
@@ -224,87 +229,71 @@ static struct xt *xt_new(struct kunit *test, const struct sim_conf *conf)
 	struct xt *xt = kvzalloc_obj(*xt);
 
 	KUNIT_ASSERT_NOT_NULL(test, xt);
+	xt->sim = kvzalloc_obj(*xt->sim);
+	KUNIT_ASSERT_NOT_NULL(test, xt->sim);
 	xt->test = test;
 	test->priv = xt;
+	xt->tainted = test_taint(TAINT_WARN);
+	xt->lockdep = debug_locks;
 	memset(&xt_env, 0, sizeof(xt_env));
+	xt_env.domain = true;
+	xt_env.pv = conf->pv;
+	xt_env.initial = true;
 	xt_env.ram_pages = SZ_4G >> PAGE_SHIFT;
-	xt_env.dev = xt->devp;
-	xt_env.nr_devs = XT_NR_DEVS;
 
-	sim_init(&xt->sim, conf);
-	xt->sim.priv = xt;
-	xt->sim.hook = xt_hook;
-	xt->hyp = (struct xen_iommu_hyp) {
-		.iommu_op = sim_iommu_op,
-		.iommu_op_regs = sim_iommu_op_regs,
-		.multicall = sim_multicall,
-		.memory_op = sim_memory_op,
-		.pfn_to_gfn = conf->pv ? sim_pfn_to_gfn : NULL,
-	};
+	sim_init(xt->sim, conf);
+	xt->sim->priv = xt;
+	xt->sim->hook = xt_hook;
+	xt->sim->virq = xt_virq;
 	for (unsigned int i = 0; i < XT_NR_DEVS; i++) {
-		xt_make_dev(xt, i, PCI_DEVFN(i + 1, 0));
-		sim_add_device(&xt->sim, 0, 0, PCI_DEVFN(i + 1, 0));
+		xt_make_dev(xt, &xt->dev[i].pdev, PCI_DEVFN(i + 1, 0));
+		xt_device(xt, i)->iommu = &xt->dev[i].iommu;
+		sim_add_device(xt->sim, 0, 0, PCI_DEVFN(i + 1, 0));
 	}
-	xt->xi = kzalloc_obj(*xt->xi);
-	KUNIT_ASSERT_NOT_NULL(test, xt->xi);
 	return xt;
-}
-
-/* For what counts traps. Where there are no runs, preemption costs none. */
-static void xt_without_preemption(struct xt *xt)
-{
-	if (xt->sim.conf.caps & IOMMUCAP_runs)
-		xt->sim.conf.quirks &= ~SIM_PREEMPTS;
 }
 
 static int xt_probe(struct xt *xt, unsigned int i)
 {
-	struct iommu_device *iommu = __xen_iommu_probe_device(xt->xi, xt->devp[i]);
+	struct iommu_device *iommu = xt->ops->probe_device(xt_device(xt, i));
 
 	if (IS_ERR(iommu))
 		return PTR_ERR(iommu);
-	KUNIT_EXPECT_PTR_EQ(xt->test, iommu, &xt->xi->iommu);
+	EXPECT(iommu == xt_env.iommu);
 	xt->dev[i].iommu.iommu_dev = iommu;
 	return 0;
 }
 
-static int xt_setup(struct xt *xt)
+static void xt_release_dev(struct xt *xt, unsigned int i)
 {
-	int ret = xen_iommu_setup(xt->xi, &xt->hyp);
-
-	xt->ready = !ret;
-	return ret;
+	xt->ops->release_device(xt_device(xt, i));
+	EXPECT(!xt->dev[i].iommu.priv);
 }
 
-/* The driver on a hypervisor, with devices. */
-static struct xt *xt_start(struct kunit *test, const struct sim_conf *conf)
+/* The driver's own way in. */
+static int xt_boot(struct xt *xt)
 {
-	struct xt *xt = xt_new(test, conf);
+	int ret = xt_early_init() ?: xt_late_init();
 
-	KUNIT_ASSERT_EQ(test, xt_setup(xt), 0);
-	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
-		KUNIT_ASSERT_EQ(test, xt_probe(xt, i), 0);
-	return xt;
-}
-
-static void xt_adopt(struct xt *xt, struct iommu_domain *domain)
-{
-	/* As the core does. */
-	domain->type = IOMMU_DOMAIN_UNMANAGED;
-	xt->dom[xt->nr_doms++] = domain;
+	xt->ops = xt_env.ops;
+	xt->booted = !ret && xt->ops;
+	return ret ?: xt->booted ? 0 : -ENODEV;
 }
 
 static struct iommu_domain *xt_alloc_domain(struct xt *xt)
 {
 	struct iommu_domain *domain;
 
-	domain = xen_iommu_domain_alloc_paging_flags(xt->devp[0], 0, NULL);
-	if (!IS_ERR(domain))
-		xt_adopt(xt, domain);
+	domain = xt->ops->domain_alloc_paging_flags(xt_device(xt, 0), 0, NULL);
+	if (!IS_ERR(domain)) {
+		/* As the core does. */
+		domain->type = IOMMU_DOMAIN_UNMANAGED;
+		xt->dom[xt->nr_doms++] = domain;
+	}
 	return domain;
 }
 
-static struct iommu_domain *xt_domain(struct xt *xt)
+static struct iommu_domain *xt_new_domain(struct xt *xt)
 {
 	struct iommu_domain *domain = xt_alloc_domain(xt);
 
@@ -312,20 +301,34 @@ static struct iommu_domain *xt_domain(struct xt *xt)
 	return domain;
 }
 
-static void xt_free_domain(struct xt *xt, struct iommu_domain *domain)
+/* The driver on a hypervisor, with devices and a domain. */
+static struct xt *xt_start_new(struct xt *xt)
 {
-	unsigned int i;
-
-	for (i = 0; i < xt->nr_doms && xt->dom[i] != domain; i++)
-		;
-	domain->ops->free(domain);
-	if (i < xt->nr_doms)
-		xt->dom[i] = xt->dom[--xt->nr_doms];
+	KUNIT_ASSERT_EQ(xt->test, xt_boot(xt), 0);
+	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
+		KUNIT_ASSERT_EQ(xt->test, xt_probe(xt, i), 0);
+	xt->domain = xt_new_domain(xt);
+	return xt;
 }
 
-static u16 xt_ctx(struct iommu_domain *domain)
+static struct xt *xt_start(struct kunit *test, const struct sim_conf *conf)
 {
-	return to_xen_domain(domain)->ctx;
+	return xt_start_new(xt_new(test, conf));
+}
+
+static int xt_init(struct kunit *test)
+{
+	if (test->param_value)
+		xt_start(test, test->param_value);
+	return 0;
+}
+
+static void xt_free_domain(struct xt *xt, struct iommu_domain *domain)
+{
+	for (unsigned int i = 0; i < xt->nr_doms; i++)
+		if (xt->dom[i] == domain)
+			xt->dom[i] = xt->dom[--xt->nr_doms];
+	domain->ops->free(domain);
 }
 
 static void xt_stop(struct kunit *test)
@@ -335,212 +338,213 @@ static void xt_stop(struct kunit *test)
 
 	if (!xt)
 		return;
-	sim_clear_faults(&xt->sim);
-	xt->sim.fault_rate = 0;
+	sim_clear_faults(xt->sim);
 	xt->on_call = NULL;
 	xt_env.fail_at = 0;
+	xen_iommu_enable = true;
+	xen_iommu_contexts = 0;
+	xen_iommu_pool_order = 0;
 
 	while (xt->nr_doms)
 		xt_free_domain(xt, xt->dom[xt->nr_doms - 1]);
+	/* As if registration had failed: back to where Xen had them. */
+	if (xt->booted) {
+		xen_iommu->registered = false;
+		EXPECT_EQ(atomic_long_read(&xen_iommu->tables), 0);
+	}
 	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
 		if (xt->dev[i].iommu.priv)
-			xen_iommu_release_device(xt->devp[i]);
-	kept = xt->contexts_ok;
-	if (xt->ready) {
-		struct xen_iommu *xi = xt->xi;
+			xt_release_dev(xt, i);
+	xt->booted = false;
+	for (unsigned int i = 0; i < xt->sim->nr_devices; i++)
+		sim_move_device(xt->sim, &xt->sim->device[i], 0,
+				xt->sim->device[i].gone);
+	kept = xt->sim->leaked + xt_shut_down();
 
-		kept += xi->nr_spare + xi->nr_lost;
-		kept += xi->blocked_ctx && xi->blocked_ctx != XEN_IOMMU_NO_CTX;
-		kept += xi->identity_ctx && xi->identity_ctx != XEN_IOMMU_NO_CTX;
-		kept += xt->sim.leaked;
-		xen_iommu_free(xi);
-	}
-	xt_kfree(xt->xi);
-
-	left = sim_exit(&xt->sim);
-	KUNIT_EXPECT_EQ(test, left, kept);
-	KUNIT_EXPECT_EQ(test, atomic_read(&xt->sim.violations), 0);
-	KUNIT_EXPECT_EQ(test, atomic_read(&xt->lock_errors), 0);
-	KUNIT_EXPECT_EQ(test, atomic_read(&xt_env.live), 0);
-	KUNIT_EXPECT_EQ(test, atomic_read(&xt_env.warns), xt->warns_ok);
+	left = sim_exit(xt->sim);
+	EXPECT_EQ(left, kept);
+	EXPECT_EQ(atomic_read(&xt->sim->violations), 0);
+	EXPECT_EQ(atomic_read(&xt->lock_errors), 0);
+	EXPECT_EQ(atomic_read(&xt_env.live), 0);
+	EXPECT_EQ(test_taint(TAINT_WARN), xt->tainted);
+	EXPECT_EQ(debug_locks, xt->lockdep);
+	kvfree(xt->sim);
 	kvfree(xt);
 	test->priv = NULL;
 }
 
 /*
- * Checks
+ * Maps and unmaps of pages in a window of the domain, each of them checked
  */
 
-static u64 xt_gfn(struct xt *xt, phys_addr_t phys)
+static u16 xt_ctx(struct iommu_domain *domain)
 {
-	u64 pfn = phys >> XEN_PAGE_SHIFT;
-
-	return xt->sim.conf.pv ? sim_pfn_to_gfn(pfn) : pfn;
+	return to_xen_domain(domain)->ctx;
 }
 
-/* Does the driver say of the frame what is true? */
-static bool xt_truthful(struct xt *xt, struct iommu_domain *domain,
-			unsigned long iova)
+static unsigned long xt_iova(unsigned long page)
 {
-	phys_addr_t phys = iommu_iova_to_phys(domain, iova);
-	u64 gfn;
-
-	if (!sim_walk(&xt->sim, xt_ctx(domain), iova >> XEN_PAGE_SHIFT, &gfn,
-		      NULL))
-		return !phys;
-	return phys && gfn == xt_gfn(xt, phys) && !((phys ^ iova) & ~XEN_PAGE_MASK);
+	return XT_IOVA + page * XT_4K;
 }
 
-/* Number of frames in a range of which the driver does not tell the truth. */
-static unsigned long xt_lies(struct xt *xt, struct iommu_domain *domain,
-			     unsigned long iova, size_t size)
+static phys_addr_t xt_phys(unsigned int frame)
 {
-	unsigned long lies = 0;
+	return XT_PHYS + (phys_addr_t)frame * XT_4K;
+}
 
-	for (size_t off = 0; off < size; off += XEN_PAGE_SIZE)
-		if (!xt_truthful(xt, domain, iova + off)) {
-			if (!lies++)
-				kunit_info(xt->test, "context %u, iova %#lx: says %#llx\n",
-					   xt_ctx(domain), iova + off,
-					   (u64)iommu_iova_to_phys(domain, iova + off));
+static u64 xt_nr_frames(struct xt *xt)
+{
+	return sim_nr_frames(xt->sim, xt_ctx(xt->domain));
+}
+
+static phys_addr_t xt_lookup(struct xt *xt, unsigned long page)
+{
+	return iommu_iova_to_phys(xt->domain, xt_iova(page));
+}
+
+/*
+ * Does the driver say of each page what is true? Of what could not be mapped it
+ * has a record until it is unmapped, as the IOMMU core wants it.
+ */
+static bool __xt_truthful(struct xt *xt, unsigned long page, unsigned int nr,
+			  bool failed)
+{
+	for (unsigned long i = page; i < page + nr; i++) {
+		phys_addr_t phys = xt_lookup(xt, i);
+		bool there;
+		u64 gfn;
+
+		there = sim_walk(xt->sim, xt_ctx(xt->domain),
+				 xt_iova(i) >> XEN_PAGE_SHIFT, &gfn, NULL);
+		if ((phys && !there && !failed) || (there && !phys) ||
+		    (there && gfn != sim_pfn_to_gfn(phys >> XEN_PAGE_SHIFT))) {
+			kunit_err(xt->test, "page %lu: %#llx, hypervisor has gfn %#llx (%d)\n",
+				  i, (u64)phys, gfn, there);
+			return false;
 		}
-	return lies;
+	}
+	return true;
 }
 
-static bool xt_is_mapped(struct xt *xt, struct iommu_domain *domain,
-			 unsigned long iova, phys_addr_t phys, size_t size)
+static bool xt_truthful(struct xt *xt, unsigned long page, unsigned int nr)
 {
-	for (size_t off = 0; off < size; off += XEN_PAGE_SIZE)
-		if (iommu_iova_to_phys(domain, iova + off) != phys + off ||
-		    !xt_truthful(xt, domain, iova + off))
+	return __xt_truthful(xt, page, nr, false);
+}
+
+/* Are the pages recorded with every @stride-th frame, and are they mapped? */
+static bool xt_is_recorded(struct xt *xt, unsigned long page, unsigned int frame,
+			   unsigned int nr, unsigned int stride)
+{
+	for (unsigned int i = 0; i < nr; i++)
+		if (xt_lookup(xt, page + i) != xt_phys(frame + i * stride))
+			return false;
+	return __xt_truthful(xt, page, nr, true);
+}
+
+static bool xt_is_mapped(struct xt *xt, unsigned long page, unsigned int frame,
+			 unsigned int nr, unsigned int stride)
+{
+	return xt_is_recorded(xt, page, frame, nr, stride) &&
+	       xt_truthful(xt, page, nr);
+}
+
+/* No device reaches the pages, and the driver says so. */
+static bool xt_is_empty(struct xt *xt, unsigned long page, unsigned int nr)
+{
+	for (unsigned long i = page; i < page + nr; i++)
+		if (xt_lookup(xt, i) ||
+		    sim_reaches(xt->sim, xt_ctx(xt->domain),
+				xt_iova(i) >> XEN_PAGE_SHIFT))
 			return false;
 	return true;
 }
 
-static bool xt_is_empty(struct xt *xt, struct iommu_domain *domain,
-			unsigned long iova, size_t size)
+static int xt_map_prot(struct xt *xt, unsigned long page, unsigned int frame,
+		       unsigned int nr, int prot)
 {
-	for (size_t off = 0; off < size; off += XEN_PAGE_SIZE)
-		if (iommu_iova_to_phys(domain, iova + off) ||
-		    !xt_truthful(xt, domain, iova + off))
-			return false;
-	return true;
+	int ret = iommu_map(xt->domain, xt_iova(page), xt_phys(frame),
+			    (size_t)nr * XT_4K, prot, GFP_KERNEL);
+
+	EXPECT(ret ? __xt_truthful(xt, page, nr, true) :
+		     xt_is_mapped(xt, page, frame, nr, 1));
+	return ret;
 }
 
-static int xt_map(struct iommu_domain *domain, unsigned long iova,
-		  phys_addr_t phys, size_t pages)
+static int xt_map(struct xt *xt, unsigned long page, unsigned int frame,
+		  unsigned int nr)
 {
-	return iommu_map(domain, iova, phys, pages * XT_4K, XT_RW, GFP_KERNEL);
+	return xt_map_prot(xt, page, frame, nr, XT_RW);
 }
 
-static size_t xt_unmap(struct iommu_domain *domain, unsigned long iova,
-		       size_t pages)
+static int xt_map_nosync(struct xt *xt, unsigned long page, unsigned int frame,
+			 unsigned int nr)
 {
-	return iommu_unmap(domain, iova, pages * XT_4K) / XT_4K;
+	return iommu_map_nosync(xt->domain, xt_iova(page), xt_phys(frame),
+				(size_t)nr * XT_4K, XT_RW, GFP_ATOMIC);
 }
 
-/* As the DMA API does it with a flush queue. */
-static size_t xt_unmap_queued(struct iommu_domain *domain, unsigned long iova,
-			      size_t pages)
+static int xt_sync(struct xt *xt, unsigned long page, unsigned int nr)
+{
+	return iommu_sync_map(xt->domain, xt_iova(page), (size_t)nr * XT_4K);
+}
+
+/* As iommu_map_sg(): each second frame, and one sync for all of them. */
+static int xt_map_pieces(struct xt *xt, unsigned long page, unsigned int frame,
+			 unsigned int nr)
+{
+	int ret = 0;
+
+	for (unsigned int i = 0; i < nr && !ret; i++)
+		ret = xt_map_nosync(xt, page + i, frame + 2 * i, 1);
+	ret = ret ?: xt_sync(xt, page, nr);
+	if (!ret)
+		EXPECT(xt_is_mapped(xt, page, frame, nr, 2));
+	return ret;
+}
+
+static unsigned int xt_unmap(struct xt *xt, unsigned long page, unsigned int nr)
+{
+	size_t ret = iommu_unmap(xt->domain, xt_iova(page), (size_t)nr * XT_4K) / XT_4K;
+
+	EXPECT(ret <= nr && xt_is_empty(xt, page, ret) &&
+	       __xt_truthful(xt, page, nr, true));
+	return ret;
+}
+
+/* In PV, Linux uses frames as page tables before they are flushed. */
+static bool xt_is_lazy(struct xt *xt)
+{
+	return xt_has(xt, IOMMUCAP_deferred_unmap) && !xt->sim->conf.pv;
+}
+
+/* As the DMA API does it, with a flush queue where the driver is for that. */
+static unsigned int xt_unmap_queued(struct xt *xt, unsigned long page,
+				    unsigned int nr)
 {
 	struct iommu_iotlb_gather gather;
 	size_t ret;
 
 	iommu_iotlb_gather_init(&gather);
-	gather.queued = true;
-	ret = iommu_unmap_fast(domain, iova, pages * XT_4K, &gather);
-	return ret / XT_4K;
-}
-
-static void xt_flush(struct iommu_domain *domain)
-{
-	domain->ops->flush_iotlb_all(domain);
-}
-
-/*
- * Mapping and unmapping
- */
-
-static void map_unmap_roundtrip(struct kunit *test)
-{
-	static const unsigned int sizes[] = { 1, 2, 7, 8, 9, 511, 512, 513, 1200 };
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	for (unsigned int i = 0; i < ARRAY_SIZE(sizes); i++) {
-		unsigned long iova = XT_IOVA + i * XT_4K;
-		phys_addr_t phys = XT_PHYS + (i / 3) * XT_4K;
-		size_t n = sizes[i];
-
-		KUNIT_EXPECT_EQ(test, xt_map(domain, iova, phys, n), 0);
-		KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, iova, phys,
-						     n * XT_4K));
-		KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), n);
-		KUNIT_EXPECT_EQ(test, xt_unmap(domain, iova, n), n);
-		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, iova, n * XT_4K));
-		KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
-	}
-}
-
-/* iommu_map_sg() without the list: pieces, and one sync for all of them. */
-static int xt_map_pieces(struct iommu_domain *domain, unsigned long iova,
-			 phys_addr_t phys, unsigned int nr)
-{
-	unsigned int i;
-	int ret = 0;
-
-	for (i = 0; i < nr && !ret; i++)
-		ret = iommu_map_nosync(domain, iova + i * XT_4K,
-				       phys + i * 2 * XT_4K, XT_4K, XT_RW,
-				       GFP_KERNEL);
-	if (!ret)
-		ret = iommu_sync_map(domain, iova, nr * XT_4K);
+	gather.queued = xt_is_lazy(xt);
+	ret = iommu_unmap_fast(xt->domain, xt_iova(page), (size_t)nr * XT_4K,
+			       &gather) / XT_4K;
+	if (!gather.queued)
+		iommu_iotlb_sync(xt->domain, &gather);
+	for (unsigned long i = page; i < page + ret; i++)
+		EXPECT_EQ(xt_lookup(xt, i), 0);
 	return ret;
 }
 
-static bool xt_pieces_mapped(struct xt *xt, struct iommu_domain *domain,
-			     unsigned long iova, phys_addr_t phys,
-			     unsigned int nr)
+static void xt_flush(struct xt *xt)
 {
-	for (unsigned int i = 0; i < nr; i++)
-		if (!xt_is_mapped(xt, domain, iova + i * XT_4K,
-				  phys + i * 2 * XT_4K, XT_4K))
-			return false;
-	return true;
+	xt->domain->ops->flush_iotlb_all(xt->domain);
 }
 
-static void xt_set_bufs_busy(struct xt *xt, enum xen_iommu_use use, bool busy)
+/* Fails what follows: some frames are done, and then there is an error. */
+static void xt_limit(struct xt *xt, bool map, u64 frames, int error)
 {
-	int cpu;
-
-	for_each_possible_cpu(cpu)
-		(*per_cpu_ptr(xt->xi->buf, cpu))[use].busy = busy;
-}
-
-static void xt_limit_maps(struct xt *xt, u64 frames, int error)
-{
-	xt->sim.map_left = frames;
-	xt->sim.map_error = error;
-}
-
-static void xt_limit_unmaps(struct xt *xt, u64 frames, int error)
-{
-	xt->sim.unmap_left = frames;
-	xt->sim.unmap_error = error;
-}
-
-static void xt_fail_maps(struct xt *xt, unsigned int skip, unsigned int times,
-			 int error, u64 frames)
-{
-	sim_add_fault(&xt->sim, IOMMU_map_pages, skip, times, error, frames);
-	sim_add_fault(&xt->sim, IOMMU_map_runs, skip, times, error, frames);
-}
-
-static void xt_fail_unmaps(struct xt *xt, unsigned int skip, unsigned int times,
-			   int error, u64 frames)
-{
-	sim_add_fault(&xt->sim, IOMMU_unmap_pages, skip, times, error, frames);
-	sim_add_fault(&xt->sim, IOMMU_unmap_runs, skip, times, error, frames);
+	xt->sim->left[map] = frames;
+	xt->sim->error[map] = error;
 }
 
 static unsigned int xt_warnings(void)
@@ -548,281 +552,68 @@ static unsigned int xt_warnings(void)
 	return atomic_read(&xt_env.warnings);
 }
 
-static void map_pieces_go_out_together(struct kunit *test)
+/* Information counts, too. */
+static unsigned int xt_lines(void)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	static const unsigned int sizes[] = { 1, 2, 3, 8, 9, 60 };
+	return xt_warnings() + atomic_read(&xt_env.infos);
+}
 
-	xt_without_preemption(xt);
+/* Success without completion is an error, too. */
+static const int xt_errors[] = { -ENOMEM, -EPERM, -EIO, -EADDRINUSE, 0 };
+
+/*
+ * Mapping
+ */
+
+static void map_unmap_roundtrip(struct kunit *test)
+{
+	static const unsigned int sizes[] = { 1, 2, 7, 8, 9, 511, 512, 513, 1200 };
+	struct xt *xt = test->priv;
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(sizes); i++) {
+		EXPECT_EQ(xt_map(xt, i, i / 3, sizes[i]), 0);
+		EXPECT_EQ(xt_nr_frames(xt), sizes[i]);
+		EXPECT_EQ(xt_unmap(xt, i, sizes[i]), sizes[i]);
+		EXPECT_EQ(xt_nr_frames(xt), 0);
+	}
+}
+
+/* One trap for a scatterlist, where there are lists; and for its unmap. */
+static void map_pieces_roundtrip(struct kunit *test)
+{
+	static const unsigned int sizes[] = { 1, 2, 3, 8, 9, 64, 1500 };
+	struct xt *xt = test->priv;
+	bool one = xt_has(xt, IOMMUCAP_runs);
+
+	xt->sim->conf.quirks &= ~SIM_PREEMPTS;
 	for (unsigned int i = 0; i < ARRAY_SIZE(sizes); i++) {
 		unsigned int nr = sizes[i];
 
-		sim_reset_log(&xt->sim);
-		KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, nr), 0);
-		KUNIT_EXPECT_EQ(test, xt->sim.traps, 1);
-		KUNIT_EXPECT_TRUE(test, xt_pieces_mapped(xt, domain, XT_IOVA,
-							 XT_PHYS, nr));
-
-		sim_reset_log(&xt->sim);
-		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, nr), nr);
-		KUNIT_EXPECT_EQ(test, xt->sim.traps, 1);
-		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, nr * XT_4K));
+		sim_reset_calls(xt->sim);
+		EXPECT_EQ(xt_map_pieces(xt, 0, 0, nr), 0);
+		EXPECT_LE(xt->sim->traps, one && nr < 100 ? 1 : nr);
+		sim_reset_calls(xt->sim);
+		EXPECT_EQ(xt_unmap(xt, 0, nr), nr);
+		EXPECT_LE(xt->sim->traps, nr < 100 ? 1 : nr);
+		EXPECT_EQ(xt_nr_frames(xt), 0);
 	}
 }
 
-/* However many they are, and one if they go on in memory, too. */
-static void map_pieces_takes_few_allocations(struct kunit *test)
+static void map_takes_little_memory(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	unsigned long iova = XT_IOVA + SZ_1G;
-	int before = atomic_read(&xt_env.live);
+	struct xt *xt = test->priv;
+	unsigned int nr = SZ_128M / XT_4K;
+	s64 before = atomic64_read(&xt_env.bytes);
 
-	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 64), 0);
-	KUNIT_EXPECT_LE(test, atomic_read(&xt_env.live) - before, 3);
-
-	before = atomic_read(&xt_env.live);
-	for (unsigned int i = 0; i < 600; i++)
-		KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, iova + i * XT_4K,
-						       XT_PHYS + i * XT_4K, XT_4K,
-						       XT_RW, GFP_KERNEL), 0);
-	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, iova, 600 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, atomic_read(&xt_env.live) - before, 1);
-	KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, iova, XT_PHYS, 600 * XT_4K));
+	EXPECT_EQ(xt_map(xt, 0, 0, nr), 0);
+	EXPECT_LE(atomic64_read(&xt_env.bytes) - before, 256);
+	EXPECT_EQ(xt_nr_frames(xt), nr);
+	EXPECT_EQ(xt_unmap(xt, 0, nr), nr);
+	EXPECT_EQ(atomic64_read(&xt_env.bytes), before);
 }
 
-/*
- * Neighbours that map at the same time: three ranges of eight pieces. A sync is
- * for its own range only.
- */
-#define XT_NEIGHBOUR(i)		(XT_IOVA + (i) * 8 * XT_4K)
-#define XT_NEIGHBOUR_PHYS(i)	(XT_PHYS + (i) * 16 * XT_4K)
-
-static void xt_map_neighbours(struct xt *xt, struct iommu_domain *domain)
+static void map_passes_on_permissions(struct kunit *test)
 {
-	for (unsigned int i = 0; i < 24; i++)
-		KUNIT_EXPECT_EQ(xt->test,
-				iommu_map_nosync(domain, XT_IOVA + i * XT_4K,
-						 XT_PHYS + i * 2 * XT_4K, XT_4K,
-						 XT_RW, GFP_KERNEL), 0);
-}
-
-static void map_of_neighbours_is_synced_apart(struct kunit *test)
-{
-	static const unsigned int orders[][3] = {
-		{ 0, 1, 2 }, { 0, 2, 1 }, { 1, 0, 2 },
-		{ 1, 2, 0 }, { 2, 0, 1 }, { 2, 1, 0 },
-	};
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	for (unsigned int i = 0; i < ARRAY_SIZE(orders); i++) {
-		xt_map_neighbours(xt, domain);
-		for (unsigned int j = 0; j < 3; j++) {
-			unsigned int who = orders[i][j];
-
-			KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_NEIGHBOUR(who),
-							     8 * XT_4K), 0);
-			KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)),
-					(j + 1) * 8);
-			KUNIT_EXPECT_TRUE(test,
-					  xt_pieces_mapped(xt, domain,
-							   XT_NEIGHBOUR(who),
-							   XT_NEIGHBOUR_PHYS(who), 8));
-		}
-		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 24), 24);
-		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 24 * XT_4K));
-	}
-}
-
-/* The one in the middle fails, in the hypervisor or for want of memory. */
-static void map_failure_is_not_the_neighbours(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	for (unsigned int fail = 0; fail < 3; fail++) {
-		xt_map_neighbours(xt, domain);
-		if (fail) {
-			xt_env.allocs = 0;
-			xt_env.fail_at = fail;
-		} else {
-			xt_limit_maps(xt, 3, -ENOMEM);
-		}
-		KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_NEIGHBOUR(1),
-						     8 * XT_4K), -ENOMEM);
-		xt_env.fail_at = 0;
-		sim_clear_faults(&xt->sim);
-		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_NEIGHBOUR(1), 8), 8);
-		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_NEIGHBOUR(1),
-						    8 * XT_4K));
-		for (unsigned int i = 0; i < 3; i += 2) {
-			KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_NEIGHBOUR(i),
-							     8 * XT_4K), 0);
-			KUNIT_EXPECT_TRUE(test,
-					  xt_pieces_mapped(xt, domain, XT_NEIGHBOUR(i),
-							   XT_NEIGHBOUR_PHYS(i), 8));
-			KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_NEIGHBOUR(i), 8), 8);
-		}
-		KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
-	}
-}
-
-/* To undo what is not in the hypervisor takes memory for the middle only. */
-static void unmap_of_neighbour_without_memory(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	xt_map_neighbours(xt, domain);
-	xt_env.allocs = 0;
-	xt_env.fail_at = 1;
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_NEIGHBOUR(2), 8), 8);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 8), 8);
-	KUNIT_EXPECT_EQ(test, xt_env.allocs, 0);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_NEIGHBOUR(1) + 2 * XT_4K, 2), 0);
-	KUNIT_EXPECT_EQ(test, xt_env.allocs, 1);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_NEIGHBOUR(1) + 2 * XT_4K, 2), 2);
-	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_NEIGHBOUR(1), 2 * XT_4K), 0);
-	KUNIT_EXPECT_TRUE(test, xt_pieces_mapped(xt, domain, XT_NEIGHBOUR(1),
-						 XT_NEIGHBOUR_PHYS(1), 2));
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 2);
-}
-
-/* What is mapped behind a mapping that grows is in its way. */
-static void map_of_pieces_ends_at_other_mapping(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + 3 * XT_4K, XT_PHYS, 1), 0);
-	for (unsigned int i = 0; i < 4; i++)
-		KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA + i * XT_4K,
-						       XT_PHYS + 2 * i * XT_4K, XT_4K,
-						       XT_RW, GFP_KERNEL),
-				i < 3 ? 0 : -EADDRINUSE);
-	/* And what comes in between. */
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 3), 3);
-	KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA, XT_PHYS, XT_4K,
-					       XT_RW, GFP_KERNEL), 0);
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + 2 * XT_4K, XT_PHYS, 1), 0);
-	KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA + XT_4K, XT_PHYS,
-					       2 * XT_4K, XT_RW, GFP_KERNEL),
-			-EADDRINUSE);
-	KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA + XT_4K, XT_PHYS,
-					       XT_4K, XT_RW, GFP_KERNEL), 0);
-	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_IOVA, 2 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 4 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 4);
-}
-
-/* What has been given to sync does not grow: that would be taken for done. */
-static void map_beside_a_sync_that_is_under_way(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	struct xen_iommu_mapping *m;
-
-	KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA, XT_PHYS, XT_4K,
-					       XT_RW, GFP_KERNEL), 0);
-	scoped_guard(spinlock_irqsave, &to_xen_domain(domain)->lock) {
-		m = xen_iommu_find(to_xen_domain(domain), XT_IOVA);
-		m->state = XEN_IOMMU_SYNCING;
-	}
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + XT_4K, XT_PHYS + XT_4K, 1), 0);
-	KUNIT_EXPECT_EQ(test, m->last, XT_IOVA + XT_4K - 1);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 1);
-	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_IOVA, XT_4K), 0);
-	KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, XT_IOVA, XT_PHYS, 2 * XT_4K));
-}
-
-/* More runs than a multicall, and than a buffer, takes. */
-static void map_many_pieces(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	unsigned int nr = XEN_IOMMU_MANY_RUNS + XEN_IOMMU_MULTICALLS + 3;
-
-	xt_without_preemption(xt);
-	sim_reset_log(&xt->sim);
-	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, nr), 0);
-	KUNIT_EXPECT_LE(test, xt->sim.traps, nr / XEN_IOMMU_MULTICALLS + 2);
-	KUNIT_EXPECT_TRUE(test, xt_pieces_mapped(xt, domain, XT_IOVA, XT_PHYS, nr));
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, nr), nr);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
-}
-
-/* Somebody else on this CPU is using the buffer. */
-static void map_and_flush_without_buffer(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	for (int use = 0; use < XEN_IOMMU_NR_USES; use++)
-		xt_set_bufs_busy(xt, use, true);
-	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 60), 0);
-	KUNIT_EXPECT_TRUE(test, xt_pieces_mapped(xt, domain, XT_IOVA, XT_PHYS, 60));
-	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA, 60), 60);
-	xt_flush(domain);
-	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 60 * XT_4K));
-	for (int use = 0; use < XEN_IOMMU_NR_USES; use++)
-		xt_set_bufs_busy(xt, use, false);
-}
-
-/* The flush queue's timer interrupts a map: the flush is still one trap. */
-static void flush_during_map_goes_out_together(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	xt_without_preemption(xt);
-	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 60), 0);
-	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA, 60), 60);
-	xt_set_bufs_busy(xt, XEN_IOMMU_MAP, true);
-	sim_reset_log(&xt->sim);
-	xt_flush(domain);
-	KUNIT_EXPECT_EQ(test, xt->sim.traps, 1);
-	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 60 * XT_4K));
-	xt_set_bufs_busy(xt, XEN_IOMMU_MAP, false);
-}
-
-/* Buffers are given back: they are there again for the next one. */
-static void buffers_are_given_back(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	int cpu;
-
-	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 60), 0);
-	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA, 60), 60);
-	xt_flush(domain);
-	for_each_possible_cpu(cpu)
-		for (int use = 0; use < XEN_IOMMU_NR_USES; use++)
-			KUNIT_EXPECT_EQ(test, (*per_cpu_ptr(xt->xi->buf, cpu))[use].busy, 0);
-}
-
-static void map_gigabyte_takes_little_memory(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	size_t pages = SZ_1G / XT_4K;
-	s64 before;
-
-	before = atomic64_read(&xt_env.bytes);
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, pages), 0);
-	KUNIT_EXPECT_LT(test, atomic64_read(&xt_env.bytes) - before, 4096);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), pages);
-	for (size_t off = 0; off < SZ_1G; off += SZ_1M)
-		KUNIT_EXPECT_TRUE(test, xt_truthful(xt, domain, XT_IOVA + off));
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, pages), pages);
-	KUNIT_EXPECT_EQ(test, atomic64_read(&xt_env.bytes), before);
-}
-
-static void map_needs_read_or_write(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
 	static const int refused[] = { 0, IOMMU_CACHE, IOMMU_NOEXEC | IOMMU_MMIO };
 	static const struct {
 		int prot;
@@ -832,482 +623,239 @@ static void map_needs_read_or_write(struct kunit *test)
 		{ IOMMU_WRITE, IOMMU_MAP_writeable },
 		{ XT_RW, IOMMU_MAP_readable | IOMMU_MAP_writeable },
 		{ XT_RW | IOMMU_MMIO, IOMMU_MAP_readable | IOMMU_MAP_writeable },
+		{ IOMMU_READ | IOMMU_CACHE, IOMMU_MAP_readable | IOMMU_MAP_cache },
 	};
-	u32 flags;
+	struct xt *xt = test->priv;
+	u32 flags, known = ~0;
 
-	sim_reset_log(&xt->sim);
+	if (!xt_has(xt, IOMMUCAP_cache))
+		known &= ~IOMMU_MAP_cache;
+	sim_reset_calls(xt->sim);
 	for (unsigned int i = 0; i < ARRAY_SIZE(refused); i++)
-		KUNIT_EXPECT_EQ(test, iommu_map(domain, XT_IOVA, XT_PHYS, XT_4K,
-						refused[i], GFP_KERNEL), -EINVAL);
-	KUNIT_EXPECT_EQ(test, xt->sim.traps, 0);
+		EXPECT_EQ(xt_map_prot(xt, 0, 0, 1, refused[i]), -EINVAL);
+	EXPECT_EQ(xt->sim->traps, 0);
 
+	/* Neighbours, but not one run. */
+	for (unsigned int i = 0; i < ARRAY_SIZE(taken); i++)
+		EXPECT_EQ(iommu_map_nosync(xt->domain, xt_iova(i), xt_phys(i), XT_4K,
+					   taken[i].prot, GFP_KERNEL), 0);
+	EXPECT_EQ(xt_sync(xt, 0, ARRAY_SIZE(taken)), 0);
 	for (unsigned int i = 0; i < ARRAY_SIZE(taken); i++) {
-		KUNIT_EXPECT_EQ(test, iommu_map(domain, XT_IOVA, XT_PHYS, XT_4K,
-						taken[i].prot, GFP_KERNEL), 0);
-		KUNIT_EXPECT_TRUE(test, sim_walk(&xt->sim, xt_ctx(domain),
-						 XT_IOVA >> XEN_PAGE_SHIFT,
-						 NULL, &flags));
-		KUNIT_EXPECT_EQ(test, flags, taken[i].flags);
-		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 1), 1);
+		EXPECT(sim_walk(xt->sim, xt_ctx(xt->domain),
+				xt_iova(i) >> XEN_PAGE_SHIFT, NULL, &flags));
+		EXPECT_EQ(flags, taken[i].flags & known);
 	}
-}
-
-static void map_passes_cache_on_with_capability(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	bool cache = xt->sim.conf.caps & IOMMUCAP_cache;
-	u32 flags;
-
-	KUNIT_EXPECT_EQ(test, iommu_map(domain, XT_IOVA, XT_PHYS, XT_4K,
-					XT_RW | IOMMU_CACHE, GFP_KERNEL), 0);
-	sim_walk(&xt->sim, xt_ctx(domain), XT_IOVA >> XEN_PAGE_SHIFT, NULL,
-		 &flags);
-	KUNIT_EXPECT_EQ(test, !!(flags & IOMMU_MAP_cache), cache);
-	/* Different flags go out in different calls. */
-	KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA + XT_4K,
-					       XT_PHYS + XT_4K, XT_4K,
-					       XT_RW | IOMMU_CACHE, GFP_KERNEL), 0);
-	KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA + 2 * XT_4K,
-					       XT_PHYS + 2 * XT_4K, XT_4K,
-					       IOMMU_READ, GFP_KERNEL), 0);
-	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_IOVA + XT_4K, 2 * XT_4K), 0);
-	KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, XT_IOVA, XT_PHYS,
-					     3 * XT_4K));
-	sim_walk(&xt->sim, xt_ctx(domain), (XT_IOVA >> XEN_PAGE_SHIFT) + 2, NULL,
-		 &flags);
-	KUNIT_EXPECT_EQ(test, flags, IOMMU_MAP_readable);
 }
 
 static void map_stays_within_aperture(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	unsigned long last = XT_MAX_IOVA - XT_4K + 1;
+	struct xt *xt = test->priv;
+	const struct iommu_domain_geometry *geometry = &xt->domain->geometry;
+	const struct iommu_domain_ops *ops = xt->domain->ops;
+	unsigned long last = (XT_MAX_IOVA - XT_IOVA) / XT_4K;
 	size_t mapped = 0;
 
-	KUNIT_EXPECT_EQ(test, domain->geometry.aperture_start, 0);
-	KUNIT_EXPECT_EQ(test, domain->geometry.aperture_end, XT_MAX_IOVA);
-	KUNIT_EXPECT_TRUE(test, domain->geometry.force_aperture);
+	EXPECT_EQ(geometry->aperture_start, 0);
+	EXPECT_EQ(geometry->aperture_end, XT_MAX_IOVA);
+	EXPECT(geometry->force_aperture);
+	EXPECT_EQ(xt_map(xt, last, 0, 1), 0);
+	EXPECT_EQ(xt_unmap(xt, last, 1), 1);
 
-	KUNIT_EXPECT_EQ(test, xt_map(domain, last, XT_PHYS, 1), 0);
-	KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, last, XT_PHYS, XT_4K));
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, last, 1), 1);
-
-	KUNIT_EXPECT_EQ(test, xt_map(domain, last, XT_PHYS, 2), -ERANGE);
-	KUNIT_EXPECT_EQ(test, xt_map(domain, last + XT_4K, XT_PHYS, 1), -ERANGE);
-	KUNIT_EXPECT_EQ(test, domain->ops->map_pages(domain, -XT_4K, XT_PHYS,
-						     XT_4K, 2, XT_RW, GFP_KERNEL,
-						     &mapped), -ERANGE);
-	KUNIT_EXPECT_EQ(test, domain->ops->map_pages(domain, XT_IOVA, XT_PHYS,
-						     XT_4K, 0, XT_RW, GFP_KERNEL,
-						     &mapped), -ERANGE);
-	KUNIT_EXPECT_EQ(test, mapped, 0);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
-}
-
-static void map_over_mapping_is_refused(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	static const struct {
-		int off;
-		unsigned int nr;
-	} over[] = { { 0, 8 }, { -1, 2 }, { 7, 2 }, { 3, 1 }, { -2, 16 } };
-
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 8), 0);
-	sim_reset_log(&xt->sim);
-	for (unsigned int i = 0; i < ARRAY_SIZE(over); i++)
-		KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + over[i].off * XT_4K,
-					     XT_PHYS + SZ_1G, over[i].nr),
-				-EADDRINUSE);
-	KUNIT_EXPECT_EQ(test, xt->sim.traps, 0);
-	KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, XT_IOVA, XT_PHYS,
-					     8 * XT_4K));
-	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA - 4 * XT_4K,
-					    4 * XT_4K));
-	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA + 8 * XT_4K,
-					    16 * XT_4K));
-}
-
-/* Something that the driver does not know of: -EADDRINUSE is passed on. */
-static void map_over_unknown_mapping_is_reported(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	xt_limit_maps(xt, 3, -EADDRINUSE);
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 8), -EADDRINUSE);
-	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 8 * XT_4K));
-}
-
-struct xt_op {
-	u64 dfn;
-	u32 pgsize;
-	u32 nr;
-};
-
-static void xt_expect_maps(struct xt *xt, const struct xt_op *op, unsigned int nr)
-{
-	struct kunit *test = xt->test;
-
-	KUNIT_ASSERT_EQ(test, xt->sim.nr_log, nr);
-	for (unsigned int i = 0; i < nr; i++) {
-		KUNIT_EXPECT_EQ(test, xt->sim.log[i].subop, IOMMU_map_pages);
-		KUNIT_EXPECT_EQ(test, xt->sim.log[i].dfn, op[i].dfn);
-		KUNIT_EXPECT_EQ(test, xt->sim.log[i].pgsize, op[i].pgsize);
-		KUNIT_EXPECT_EQ(test, xt->sim.log[i].nr, op[i].nr);
-	}
-}
-
-static const struct sim_conf xt_super = {
-	.caps = IOMMUCAP_default_identity,
-	.pgsize_mask = SZ_4K | SZ_2M | SZ_1G,
-	.max_iova = XT_MAX_IOVA,
-};
-
-static void map_uses_largest_pages(struct kunit *test)
-{
-	unsigned long iova = XT_IOVA + SZ_1G - SZ_2M - 2 * XT_4K;
-	size_t size = 2 * XT_4K + SZ_2M + SZ_1G + 3 * SZ_2M + 5 * XT_4K;
-	const struct xt_op ops[] = {
-		{ (XT_IOVA + SZ_1G - SZ_2M) / XT_4K - 2, SZ_4K, 2 },
-		{ (XT_IOVA + SZ_1G - SZ_2M) / XT_4K, SZ_2M, 1 },
-		{ (XT_IOVA + SZ_1G) / XT_4K, SZ_1G, 1 },
-		{ (XT_IOVA + 2UL * SZ_1G) / XT_4K, SZ_2M, 3 },
-		{ (XT_IOVA + 2UL * SZ_1G + 3 * SZ_2M) / XT_4K, SZ_4K, 5 },
-	};
-	struct xt *xt = xt_start(test, &xt_super);
-	struct iommu_domain *domain = xt_domain(xt);
-	phys_addr_t phys = iova - XT_IOVA + XT_PHYS;
-
-	sim_reset_log(&xt->sim);
-	KUNIT_EXPECT_EQ(test, xt_map(domain, iova, phys, size / XT_4K), 0);
-	xt_expect_maps(xt, ops, ARRAY_SIZE(ops));
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), size / XT_4K);
-	KUNIT_EXPECT_EQ(test, iommu_iova_to_phys(domain, iova + SZ_1G + 5),
-			phys + SZ_1G + 5);
-	KUNIT_EXPECT_EQ(test, iommu_unmap(domain, iova, size), size);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
-}
-
-/* Sizes for which iova and phys are not aligned alike are of no use. */
-static void map_uses_pages_that_fit_both(struct kunit *test)
-{
-	const struct xt_op ops[] = {
-		{ (XT_IOVA + SZ_2M) / XT_4K, SZ_2M, 1023 },
-		{ (XT_IOVA + SZ_2M) / XT_4K, SZ_4K, 1024 },
-		/* Not a whole 2M page after the first boundary. */
-		{ XT_IOVA / XT_4K + 1, SZ_4K, 1022 },
-	};
-	struct xt *xt = xt_start(test, &xt_super);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	sim_reset_log(&xt->sim);
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + SZ_2M, XT_PHYS,
-				     1023 * 512), 0);
-	xt_expect_maps(xt, &ops[0], 1);
-	xt_unmap(domain, XT_IOVA + SZ_2M, 1023 * 512);
-
-	sim_reset_log(&xt->sim);
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + SZ_2M, XT_PHYS + XT_4K,
-				     1024), 0);
-	xt_expect_maps(xt, &ops[1], 1);
-	xt_unmap(domain, XT_IOVA + SZ_2M, 1024);
-
-	sim_reset_log(&xt->sim);
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + XT_4K, XT_PHYS + XT_4K,
-				     1022), 0);
-	xt_expect_maps(xt, &ops[2], 1);
-}
-
-/* The counters of a call have 32 bits: very long runs are cut. */
-static void long_runs_are_cut(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, &xt_super);
-	struct xen_iommu_domain *dom = to_xen_domain(xt_domain(xt));
-	struct pv_iommu_run run = { .dfn = 1, .nr_frames = XEN_IOMMU_MAX_FRAMES + 5 };
-	struct pv_iommu_unmap_pages unmap;
-	struct pv_iommu_map_pages map;
-
-	xen_iommu_next_unmap(dom, &run, 0, &unmap);
-	KUNIT_EXPECT_EQ(test, unmap.nr_pages, XEN_IOMMU_MAX_FRAMES);
-	KUNIT_EXPECT_EQ(test, run.nr_frames, 5);
-	KUNIT_EXPECT_EQ(test, run.dfn, XEN_IOMMU_MAX_FRAMES + 1);
-
-	/* Small pages only: dfn and gfn are not aligned alike. */
-	run = (struct pv_iommu_run) {
-		.dfn = 1,
-		.nr_frames = XEN_IOMMU_MAX_FRAMES + 5,
-	};
-	xen_iommu_next_map(dom, &run, XT_RW, &map);
-	KUNIT_EXPECT_EQ(test, map.nr_pages, XEN_IOMMU_MAX_FRAMES);
-	KUNIT_EXPECT_EQ(test, run.nr_frames, 5);
-	KUNIT_EXPECT_EQ(test, run.dfn, XEN_IOMMU_MAX_FRAMES + 1);
-	KUNIT_EXPECT_EQ(test, run.gfn, XEN_IOMMU_MAX_FRAMES);
-}
-
-/* More frames than are looked up in the p2m in one go. */
-static void map_of_many_scattered_frames(struct kunit *test)
-{
-	static const struct sim_conf conf = {
-		.caps = IOMMUCAP_default_identity,
-		.pgsize_mask = SZ_4K,
-		.max_iova = XT_MAX_IOVA,
-		.pv = true,
-		.pv_order = 12,
-	};
-	struct xt *xt = xt_start(test, &conf);
-	struct iommu_domain *domain = xt_domain(xt);
-	size_t nr = 3 * XEN_IOMMU_MAX_LOOKUPS + 100;
-
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, nr), 0);
-	KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, XT_IOVA, XT_PHYS,
-					     nr * XT_4K));
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, nr), nr);
+	EXPECT_EQ(xt_map(xt, last, 0, 2), -ERANGE);
+	EXPECT_EQ(xt_map(xt, last + 1, 0, 1), -ERANGE);
+	EXPECT_EQ(ops->map_pages(xt->domain, -XT_4K, XT_PHYS, XT_4K, 2, XT_RW,
+				 GFP_KERNEL, &mapped), -ERANGE);
+	EXPECT_EQ(mapped, 0);
+	EXPECT_EQ(xt_nr_frames(xt), 0);
 }
 
 /* The very last page of 64 bits: all sums stay below. */
 static void map_at_top_of_address_space(struct kunit *test)
 {
-	struct sim_conf conf = xt_super;
+	struct sim_conf conf = xt_confs[0];
+	const struct iommu_domain_ops *ops;
 	unsigned long iova = -2UL * XT_4K;
-	struct iommu_domain *domain;
 	size_t mapped = 0;
 	struct xt *xt;
 
 	conf.max_iova = U64_MAX;
 	xt = xt_start(test, &conf);
-	domain = xt_domain(xt);
-	KUNIT_EXPECT_EQ(test, domain->ops->map_pages(domain, iova, XT_PHYS,
-						     XT_4K, 2, XT_RW, GFP_KERNEL,
-						     &mapped), 0);
-	KUNIT_EXPECT_EQ(test, mapped, 2 * XT_4K);
-	KUNIT_EXPECT_EQ(test, domain->ops->iotlb_sync_map(domain, iova, 2 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 2);
-	KUNIT_EXPECT_EQ(test, iommu_iova_to_phys(domain, ULONG_MAX),
-			XT_PHYS + 2 * XT_4K - 1);
-	KUNIT_EXPECT_EQ(test, domain->ops->unmap_pages(domain, iova, XT_4K, 2,
-						       NULL), 2 * XT_4K);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
+	ops = xt->domain->ops;
+	EXPECT_EQ(ops->map_pages(xt->domain, iova, XT_PHYS, XT_4K, 2, XT_RW,
+				 GFP_KERNEL, &mapped), 0);
+	EXPECT_EQ(mapped, 2 * XT_4K);
+	EXPECT_EQ(ops->iotlb_sync_map(xt->domain, iova, 2 * XT_4K), 0);
+	EXPECT_EQ(xt_nr_frames(xt), 2);
+	EXPECT_EQ(iommu_iova_to_phys(xt->domain, ULONG_MAX), XT_PHYS + 2 * XT_4K - 1);
+	EXPECT_EQ(iommu_unmap(xt->domain, iova, 2 * XT_4K), 2 * XT_4K);
+	EXPECT_EQ(xt_nr_frames(xt), 0);
 }
 
-static void sync_of_nothing_does_nothing(struct kunit *test)
+static void map_over_mapping_is_refused(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
+	static const struct {
+		unsigned int page, nr;
+	} over[] = { { 10, 8 }, { 9, 2 }, { 17, 2 }, { 13, 1 }, { 8, 16 } };
+	struct xt *xt = test->priv;
 
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 4), 0);
-	sim_reset_log(&xt->sim);
-	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_IOVA, 0), 0);
-	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_IOVA, 4 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_IOVA + SZ_1G, XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, xt->sim.traps, 0);
-}
-
-/* What a sync has given up stays so, until it is unmapped. */
-static void sync_does_not_try_again(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA, XT_PHYS, 8 * XT_4K,
-					       XT_RW, GFP_KERNEL), 0);
-	xt_limit_maps(xt, 3, -ENOMEM);
-	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_IOVA, 8 * XT_4K), -ENOMEM);
-	sim_clear_faults(&xt->sim);
-	KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA + 8 * XT_4K, XT_PHYS,
-					       8 * XT_4K, XT_RW, GFP_KERNEL), 0);
-	KUNIT_EXPECT_EQ(test, iommu_sync_map(domain, XT_IOVA, 16 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 16 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 11);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 16), 16);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
-}
-
-/*
- * Failures of maps
- */
-
-static const int xt_errors[] = { -ENOMEM, -EPERM, -EIO, -EADDRINUSE, 0 };
-
-static void map_run_partial_failure(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	static const unsigned int after[] = { 0, 1, 5, 15, 19 };
-
-	for (unsigned int i = 0; i < ARRAY_SIZE(after); i++) {
-		for (unsigned int j = 0; j < ARRAY_SIZE(xt_errors); j++) {
-			/* Success without completion is an error, too. */
-			xt_limit_maps(xt, after[i], xt_errors[j]);
-			KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20),
-					xt_errors[j] ?: -EIO);
-			KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA,
-							    20 * XT_4K));
-			KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim,
-							    xt_ctx(domain)), 0);
-			sim_clear_faults(&xt->sim);
-		}
-	}
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
-}
-
-/* Between a sync that failed and the caller's undoing it. */
-static void map_pieces_partial_failure(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	static const unsigned int after[] = { 0, 1, 29, 59, 70, 99 };
-
-	for (unsigned int i = 0; i < ARRAY_SIZE(after); i++) {
-		for (unsigned int j = 0; j < ARRAY_SIZE(xt_errors); j++) {
-			xt_limit_maps(xt, after[i], xt_errors[j]);
-			KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA,
-							    XT_PHYS, 100),
-					xt_errors[j] ?: -EIO);
-			KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim,
-							    xt_ctx(domain)),
-					after[i]);
-			KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA,
-						      100 * XT_4K), 0);
-			KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 100), 100);
-			KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim,
-							    xt_ctx(domain)), 0);
-			sim_clear_faults(&xt->sim);
-		}
-	}
-}
-
-/* One call of many fails, those behind it do not. */
-static void map_pieces_failure_in_the_middle(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	static const unsigned int skip[] = { 0, 1, 17, 63, 64, 99 };
-
-	xt_without_preemption(xt);
-	for (unsigned int i = 0; i < ARRAY_SIZE(skip); i++) {
-		unsigned int mapped;
-
-		xt_fail_maps(xt, skip[i], 1, -ENOMEM, 0);
-		if (xt->sim.conf.caps & IOMMUCAP_runs) {
-			/* There it is one call. */
-			KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA,
-							    XT_PHYS, 100),
-					skip[i] ? 0 : -ENOMEM);
-			mapped = skip[i] ? 100 : 0;
-		} else {
-			KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA,
-							    XT_PHYS, 100),
-					-ENOMEM);
-			mapped = skip[i];
-		}
-		KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)),
-				mapped);
-		KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 100 * XT_4K), 0);
-		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 100), 100);
-		sim_clear_faults(&xt->sim);
-	}
-}
-
-static void map_multicall_failure(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	bool runs = xt->sim.conf.caps & IOMMUCAP_runs;
-
-	/* Carried out until then: nothing, or some of the calls. */
-	for (unsigned int k = 0; k < 14; k += 7) {
-		sim_add_fault(&xt->sim, SIM_MULTICALL, 0, 1, -EFAULT, k);
-		KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 100),
-				runs ? 0 : -EFAULT);
-		KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 100 * XT_4K), 0);
-		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 100), 100);
-		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA,
-						    100 * XT_4K));
-	}
-}
-
-/* Then the record lacks something, and nobody else gets the context. */
-static void map_pieces_behind_a_failure_that_stay(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	u16 ctx = xt_ctx(domain);
-
-	if (xt->sim.conf.caps & IOMMUCAP_runs)
-		kunit_skip(test, "no multicalls");
-
-	xt_fail_maps(xt, 30, 1, -ENOMEM, 0);
-	xt_fail_unmaps(xt, 5, 1, -EIO, 0);
-	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 60), -ENOMEM);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, ctx), 31);
-	KUNIT_EXPECT_EQ(test, xt_warnings(), 1);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 60), 60);
-	xt_free_domain(xt, domain);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_lost, 1);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_spare, 0);
-	KUNIT_EXPECT_EQ(test, xt->sim.calls[IOMMU_free_context], 0);
-	KUNIT_EXPECT_NE(test, xt_ctx(xt_domain(xt)), ctx);
+	EXPECT_EQ(xt_map(xt, 10, 0, 8), 0);
+	sim_reset_calls(xt->sim);
+	for (unsigned int i = 0; i < ARRAY_SIZE(over); i++)
+		EXPECT_EQ(xt_map(xt, over[i].page, 0x1000, over[i].nr), -EADDRINUSE);
+	EXPECT_EQ(xt->sim->traps, 0);
+	EXPECT(xt_is_mapped(xt, 10, 0, 8, 1));
+	EXPECT_EQ(xt_nr_frames(xt), 8);
 }
 
 static void map_fails_where_there_is_no_page(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	u64 gfn = xt_gfn(xt, XT_PHYS + 7 * XT_4K);
+	struct xt *xt = test->priv;
+	u64 gfn = sim_pfn_to_gfn(xt_phys(7) >> XEN_PAGE_SHIFT);
 
-	xt->sim.hole_start = gfn;
-	xt->sim.hole_end = gfn + 1;
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), -ENOENT);
-	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 20 * XT_4K));
-	xt->sim.hole_start = 0;
-	xt->sim.hole_end = 0;
-	xt->sim.foreign_start = gfn;
-	xt->sim.foreign_end = gfn + 1;
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), -EPERM);
-	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 20 * XT_4K));
+	xt->sim->hole_start = gfn;
+	xt->sim->hole_end = gfn + 1;
+	EXPECT_EQ(xt_map(xt, 0, 0, 20), -ENOENT);
+	EXPECT(xt_is_empty(xt, 0, 20));
+	xt->sim->hole_start = 0;
+	xt->sim->hole_end = 0;
+	xt->sim->foreign_start = gfn;
+	xt->sim->foreign_end = gfn + 1;
+	EXPECT_EQ(xt_map(xt, 0, 0, 20), -EPERM);
+	EXPECT(xt_is_empty(xt, 0, 20));
 }
 
-static void map_into_reserved_region_fails(struct kunit *test)
+/* Of one run: the core undoes it. Success without completion is an error. */
+static void map_run_partial_failure(struct kunit *test)
 {
-	struct xt *xt = xt_new(test, test->param_value);
-	struct iommu_domain *domain;
-	int ret;
+	struct xt *xt = test->priv;
 
-	sim_add_rdm(&xt->sim, XT_IOVA / XT_4K + 4, 4, 0, PCI_DEVFN(1, 0));
-	KUNIT_ASSERT_EQ(test, xt_setup(xt), 0);
-	KUNIT_ASSERT_EQ(test, xt_probe(xt, 0), 0);
-	domain = xt_domain(xt);
-	/* Xen maps these itself, but not as an entry of ours. */
-	KUNIT_EXPECT_EQ(test, iommu_iova_to_phys(domain, XT_IOVA + 5 * XT_4K + 9),
-			XT_IOVA + 5 * XT_4K + 9);
-	KUNIT_EXPECT_EQ(test, iommu_iova_to_phys(domain, XT_IOVA + 8 * XT_4K - 1),
-			XT_IOVA + 8 * XT_4K - 1);
-	KUNIT_EXPECT_EQ(test, iommu_iova_to_phys(domain, XT_IOVA + 8 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, iommu_iova_to_phys(domain, XT_IOVA + 4 * XT_4K - 1), 0);
-	ret = xt_map(domain, XT_IOVA + 4 * XT_4K, XT_PHYS, 1);
-	KUNIT_EXPECT_TRUE(test, ret == -EADDRINUSE || ret == -EADDRNOTAVAIL);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
+	for (unsigned int n = 0; n < 20; n += 3)
+		for (unsigned int e = 0; e < ARRAY_SIZE(xt_errors); e++) {
+			int error = xt_errors[e];
+
+			xt_limit(xt, true, n, error);
+			EXPECT_EQ(xt_map(xt, 0, 0, 20), error ?: -EIO);
+			EXPECT(xt_is_empty(xt, 0, 20));
+			EXPECT_EQ(xt_nr_frames(xt), 0);
+			sim_clear_faults(xt->sim);
+		}
+	EXPECT_EQ(xt_map(xt, 0, 0, 20), 0);
+}
+
+/* Between a sync that failed and the caller's undoing it, the record is true. */
+static void map_pieces_partial_failure(struct kunit *test)
+{
+	static const unsigned int after[] = { 0, 1, 29, 59, 70, 99 };
+	struct xt *xt = test->priv;
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(after); i++)
+		for (unsigned int e = 0; e < ARRAY_SIZE(xt_errors); e++) {
+			int error = xt_errors[e];
+
+			xt_limit(xt, true, after[i], error);
+			EXPECT_EQ(xt_map_pieces(xt, 0, 0, 100), error ?: -EIO);
+			EXPECT_EQ(xt_nr_frames(xt), after[i]);
+			EXPECT(xt_is_recorded(xt, 0, 0, 100, 2));
+			EXPECT_EQ(xt_unmap(xt, 0, 100), 100);
+			EXPECT_EQ(xt_nr_frames(xt), 0);
+			sim_clear_faults(xt->sim);
+		}
+}
+
+/* One call fails, those after it would not. */
+static void map_pieces_failure_in_the_middle(struct kunit *test)
+{
+	struct xt *xt = test->priv;
+
+	for (unsigned int skip = 0; skip < 100; skip += 33) {
+		sim_add_fault(xt->sim, IOMMU_map_pages, skip, 1, -ENOMEM, 0);
+		/* With lists, that is one call. */
+		EXPECT_EQ(xt_map_pieces(xt, 0, 0, 100),
+			  xt->sim->nr_injected ? -ENOMEM : 0);
+		EXPECT(xt_is_recorded(xt, 0, 0, 100, 2));
+		EXPECT_EQ(xt_unmap(xt, 0, 100), 100);
+		EXPECT_EQ(xt_nr_frames(xt), 0);
+		sim_clear_faults(xt->sim);
+		xt->sim->nr_injected = 0;
+	}
 }
 
 /* If even the undoing fails, the record still tells the truth. */
 static void map_failure_that_cannot_be_undone(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
+	struct xt *xt = test->priv;
 
-	xt_limit_maps(xt, 9, -ENOMEM);
-	xt_limit_unmaps(xt, 4, -ENOMEM);
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), -ENOMEM);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 5);
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 20 * XT_4K), 0);
-	KUNIT_EXPECT_GE(test, xt_warnings(), 1);
-	sim_clear_faults(&xt->sim);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 4), 0);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA + 4 * XT_4K, 16), 16);
-	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 20 * XT_4K));
+	xt_limit(xt, true, 9, -ENOMEM);
+	xt_limit(xt, false, 4, -ENOMEM);
+	EXPECT_EQ(xt_map(xt, 0, 0, 20), -ENOMEM);
+	EXPECT_EQ(xt_nr_frames(xt), 5);
+	EXPECT(xt_is_recorded(xt, 4, 4, 16, 1));
+	EXPECT_GE(xt_warnings(), 1);
+	sim_clear_faults(xt->sim);
+	for (unsigned int i = 0; i < 20; i++)
+		xt_unmap(xt, i, 1);
+	EXPECT(xt_is_empty(xt, 0, 20));
+	EXPECT_EQ(xt_nr_frames(xt), 0);
+	EXPECT_EQ(xt_map(xt, 0, 0, 20), 0);
+}
+
+static void sync_of_nothing_does_nothing(struct kunit *test)
+{
+	struct xt *xt = test->priv;
+
+	EXPECT_EQ(xt_map(xt, 0, 0, 4), 0);
+	sim_reset_calls(xt->sim);
+	EXPECT_EQ(xt_sync(xt, 0, 4), 0);
+	EXPECT_EQ(xt_sync(xt, 1000, 1), 0);
+	EXPECT_EQ(xt->sim->traps, 0);
+}
+
+/*
+ * Neighbours that map at the same time, three ranges of eight pieces: a sync is
+ * for its own range, and so is its failure, in the hypervisor or for want of
+ * memory.
+ */
+static void map_of_neighbours_is_synced_apart(struct kunit *test)
+{
+	static const unsigned int orders[][3] = {
+		{ 0, 1, 2 }, { 0, 2, 1 }, { 1, 0, 2 },
+		{ 1, 2, 0 }, { 2, 0, 1 }, { 2, 1, 0 },
+	};
+	struct xt *xt = test->priv;
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(orders); i++)
+		for (unsigned int fail = 0; fail < 3; fail++) {
+			unsigned int there = 0;
+
+			for (unsigned int j = 0; j < 24; j++)
+				EXPECT_EQ(xt_map_nosync(xt, j, 2 * j, 1), 0);
+			for (unsigned int j = 0; j < 3; j++) {
+				unsigned int page = orders[i][j] * 8;
+				bool fails = page == 8 && fail;
+				int ret;
+
+				if (fails && fail == 1)
+					xt_limit(xt, true, 3, -ENOMEM);
+				if (fails && fail == 2)
+					xt_fail_alloc(1);
+				ret = xt_sync(xt, page, 8);
+				xt_fail_alloc(0);
+				sim_clear_faults(xt->sim);
+				if (ret) {
+					EXPECT(fails);
+					EXPECT_EQ(ret, -ENOMEM);
+					EXPECT(xt_is_recorded(xt, page, 2 * page, 8, 2));
+					EXPECT_EQ(xt_unmap(xt, page, 8), 8);
+				} else {
+					EXPECT(xt_is_mapped(xt, page, 2 * page, 8, 2));
+					there += 8;
+				}
+				EXPECT_EQ(xt_nr_frames(xt), there);
+			}
+			for (unsigned int page = 0; page < 24; page += 8)
+				xt_unmap(xt, page, 8);
+			EXPECT_EQ(xt_nr_frames(xt), 0);
+		}
 }
 
 /*
@@ -1316,693 +864,229 @@ static void map_failure_that_cannot_be_undone(struct kunit *test)
 
 static void unmap_goes_on_after_short_result(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
+	struct xt *xt = test->priv;
 
-	xt_without_preemption(xt);
-	for (unsigned int i = 0; i < ARRAY_SIZE(xt_errors); i++) {
-		KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
-		xt_fail_unmaps(xt, 0, 3, xt_errors[i], 4);
-		sim_reset_log(&xt->sim);
-		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 20), 20);
-		/* Where the result is a count, the error takes a call. */
-		KUNIT_EXPECT_EQ(test, xt->sim.traps,
-				xt->sim.conf.caps & IOMMUCAP_runs ? 7 : 4);
-		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA,
-						    20 * XT_4K));
-		sim_clear_faults(&xt->sim);
+	for (unsigned int e = 0; e < ARRAY_SIZE(xt_errors); e++) {
+		int error = xt_errors[e];
+
+		EXPECT_EQ(xt_map(xt, 0, 0, 20), 0);
+		sim_add_fault(xt->sim, IOMMU_unmap_pages, 0, 3, error, 4);
+		EXPECT_EQ(xt_unmap(xt, 0, 20), 20);
+		EXPECT_EQ(xt_nr_frames(xt), 0);
+		sim_clear_faults(xt->sim);
 	}
-	KUNIT_EXPECT_EQ(test, xt_warnings(), 0);
+	EXPECT_EQ(xt_warnings(), 0);
 }
 
 static void unmap_keeps_what_stays_mapped(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
 	static const unsigned int after[] = { 0, 1, 7, 19 };
+	struct xt *xt = test->priv;
 
-	for (unsigned int i = 0; i < ARRAY_SIZE(after); i++) {
-		for (unsigned int j = 0; j < ARRAY_SIZE(xt_errors); j++) {
+	for (unsigned int i = 0; i < ARRAY_SIZE(after); i++)
+		for (unsigned int e = 0; e < ARRAY_SIZE(xt_errors); e++) {
+			int error = xt_errors[e];
+
 			unsigned int n = after[i], warnings = xt_warnings();
 
-			KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
-			xt_limit_unmaps(xt, n, xt_errors[j]);
-			KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 20), n);
-			KUNIT_EXPECT_GT(test, xt_warnings(), warnings);
-			KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA,
-							    n * XT_4K));
-			KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain,
-							     XT_IOVA + n * XT_4K,
-							     XT_PHYS + n * XT_4K,
-							     (20 - n) * XT_4K));
+			EXPECT_EQ(xt_map(xt, 0, 0, 20), 0);
+			xt_limit(xt, false, n, error);
+			EXPECT_EQ(xt_unmap(xt, 0, 20), n);
+			EXPECT_GE(xt_warnings(), warnings + 1);
+			EXPECT(xt_is_mapped(xt, n, n, 20 - n, 1));
 			/* Still stuck, and still true. */
-			KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA + n * XT_4K,
-						       20 - n), 0);
-			KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + n * XT_4K,
-						     XT_PHYS, 1), -EADDRINUSE);
-			KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA,
-						      20 * XT_4K), 0);
-			sim_clear_faults(&xt->sim);
-			KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA + n * XT_4K,
-						       20 - n), 20 - n);
+			EXPECT_EQ(xt_unmap(xt, n, 20 - n), 0);
+			EXPECT_EQ(xt_map(xt, n, 0, 1), -EADDRINUSE);
+			sim_clear_faults(xt->sim);
+			EXPECT_EQ(xt_unmap(xt, n, 20 - n), 20 - n);
+			EXPECT_EQ(xt_nr_frames(xt), 0);
 		}
-	}
 }
 
-static void unmap_of_superpage_needs_pool(struct kunit *test)
-{
-	struct sim_conf conf = xt_super;
-	struct iommu_domain *domain;
-	struct xt *xt;
-
-	for (unsigned int i = 0; i < 2; i++) {
-		/* Mapped as one, or made into one. */
-		if (i) {
-			conf.pgsize_mask = SZ_4K;
-			conf.quirks = SIM_FOLDS;
-		}
-		xt = xt_start(test, &conf);
-		domain = xt_domain(xt);
-		KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 1024), 0);
-		xt->sim.pool = xt->sim.pool_used;
-		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA + XT_4K, 1), 0);
-		KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, XT_IOVA, XT_PHYS,
-						     SZ_4M));
-		/* The first goes as a whole, then there is a page for the second. */
-		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 513),
-				512);
-		KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, SZ_4M), 0);
-		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA + SZ_2M, 512), 512);
-		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, SZ_4M));
-		xt_stop(test);
-	}
-}
-
+/* Each way to cut three of thirteen out, of a run and of pieces. */
 static void unmap_of_parts(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
+	struct xt *xt = test->priv;
 
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
-	/* The middle, the front, the end, across the hole, the rest. */
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA + 8 * XT_4K, 4), 4);
-	KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, XT_IOVA, XT_PHYS, 8 * XT_4K));
-	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA + 8 * XT_4K,
-					    4 * XT_4K));
-	KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, XT_IOVA + 12 * XT_4K,
-					     XT_PHYS + 12 * XT_4K, 8 * XT_4K));
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 2), 2);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA + 19 * XT_4K, 1), 1);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA + 19 * XT_4K, 1), 0);
-	KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, XT_IOVA + 2 * XT_4K,
-					     XT_PHYS + 2 * XT_4K, 6 * XT_4K));
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 20 * XT_4K), 0);
-	/* Stops at the hole. */
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA + 4 * XT_4K, 12), 4);
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 20 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 9);
-	/* The hole can be filled. */
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + 5 * XT_4K, XT_PHYS, 5), 0);
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 20 * XT_4K), 0);
+	for (unsigned int stride = 1; stride <= 2; stride++)
+		for (unsigned int i = 0; i <= 10; i++) {
+			if (stride == 1)
+				EXPECT_EQ(xt_map(xt, 0, 0, 13), 0);
+			else
+				EXPECT_EQ(xt_map_pieces(xt, 0, 0, 13), 0);
+			EXPECT_EQ(xt_unmap(xt, i, 3), 3);
+			EXPECT(xt_is_mapped(xt, 0, 0, i, stride));
+			EXPECT(xt_is_mapped(xt, i + 3, (i + 3) * stride, 10 - i, stride));
+			EXPECT_EQ(xt_nr_frames(xt), 10);
+			/* Stops at the hole, which can be filled. */
+			EXPECT_EQ(xt_unmap(xt, i, 13 - i), 0);
+			EXPECT_EQ(xt_map_pieces(xt, i, 100, 3), 0);
+			EXPECT_EQ(xt_unmap(xt, 0, 13), 13);
+			EXPECT_EQ(xt_nr_frames(xt), 0);
+		}
 }
 
-/* The same of pieces: each way to cut three of thirteen out. */
-static void unmap_of_parts_of_pieces(struct kunit *test)
+/* The record of a part may take memory: without that, nothing is unmapped. */
+static void unmap_without_memory(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
+	struct xt *xt = test->priv;
+	unsigned int ret;
 
-	for (unsigned int i = 0; i <= 10; i++) {
-		unsigned long iova = XT_IOVA + i * XT_4K;
-
-		KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 13), 0);
-		KUNIT_EXPECT_EQ(test, xt_unmap(domain, iova, 3), 3);
-		KUNIT_EXPECT_TRUE(test, xt_pieces_mapped(xt, domain, XT_IOVA, XT_PHYS, i));
-		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, iova, 3 * XT_4K));
-		KUNIT_EXPECT_TRUE(test, xt_pieces_mapped(xt, domain, iova + 3 * XT_4K,
-							 XT_PHYS + (i + 3) * 2 * XT_4K,
-							 10 - i));
-		/* The hole can be filled, and the rest goes as one. */
-		KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, iova, XT_PHYS, 3), 0);
-		KUNIT_EXPECT_TRUE(test, xt_pieces_mapped(xt, domain, iova, XT_PHYS, 3));
-		KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 13), 13);
-		KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
-	}
-}
-
-/* The record of a part takes memory: without that, nothing is unmapped. */
-static void unmap_of_middle_without_memory(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
-	sim_reset_log(&xt->sim);
-	xt_env.allocs = 0;
-	xt_env.fail_at = 1;
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA + 8 * XT_4K, 4), 0);
-	KUNIT_EXPECT_EQ(test, xt->sim.traps, 0);
-	KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, XT_IOVA, XT_PHYS,
-					     20 * XT_4K));
-	/* That does not take any. */
-	xt_env.allocs = 0;
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 20), 20);
-	KUNIT_EXPECT_EQ(test, xt_env.allocs, 0);
-}
-
-/* No lock is held for as long as all of them take. */
-static void unmap_of_very_many_mappings(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	unsigned int nr = XEN_IOMMU_MAX_MAPPINGS + 10;
-
-	xt_without_preemption(xt);
-	for (unsigned int i = 0; i < nr; i++)
-		KUNIT_ASSERT_EQ(test, xt_map(domain, XT_IOVA + i * XT_4K,
-					     XT_PHYS + i * 2 * XT_4K, 1), 0);
-	sim_reset_log(&xt->sim);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, nr), nr);
-	KUNIT_EXPECT_EQ(test, xt->sim.traps, 2);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
-	KUNIT_EXPECT_TRUE(test, RB_EMPTY_ROOT(&to_xen_domain(domain)->mappings));
+	EXPECT_EQ(xt_map(xt, 0, 0, 20), 0);
+	xt_fail_alloc(1);
+	ret = xt_unmap(xt, 8, 4);
+	xt_fail_alloc(0);
+	EXPECT(ret == 4 || (!ret && xt_is_mapped(xt, 0, 0, 20, 1)));
+	EXPECT_EQ(xt_unmap(xt, 0, 8), 8);
+	EXPECT_EQ(xt_unmap(xt, 8 + ret, 12 - ret), 12 - ret);
+	/* Whole mappings do not take any, however many. */
+	for (unsigned int i = 0; i < 50; i++)
+		EXPECT_EQ(xt_map(xt, i, 2 * i, 1), 0);
+	xt_fail_alloc(1);
+	EXPECT_EQ(xt_unmap(xt, 0, 50), 50);
+	xt_fail_alloc(0);
+	EXPECT_EQ(xt_nr_frames(xt), 0);
 }
 
 static void unmap_across_mappings_is_one_call(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
+	struct xt *xt = test->priv;
 
-	xt_without_preemption(xt);
+	xt->sim->conf.quirks &= ~SIM_PREEMPTS;
 	for (unsigned int i = 0; i < 10; i++)
-		KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + 2 * i * XT_4K,
-					     XT_PHYS + i * SZ_1M, 2), 0);
-	sim_reset_log(&xt->sim);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA + XT_4K, 18), 18);
-	KUNIT_EXPECT_EQ(test, xt->sim.traps, 1);
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 20 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 2);
+		EXPECT_EQ(xt_map(xt, 2 * i, 100 * i, 2), 0);
+	sim_reset_calls(xt->sim);
+	EXPECT_EQ(xt_unmap(xt, 1, 18), 18);
+	EXPECT_EQ(xt->sim->traps, 1);
+	EXPECT(xt_truthful(xt, 0, 20));
+	EXPECT_EQ(xt_nr_frames(xt), 2);
 }
 
 static void unmap_of_nothing(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
+	struct xt *xt = test->priv;
 
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 4), 0);
-	sim_reset_log(&xt->sim);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA + 4 * XT_4K, 4), 0);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA - XT_4K, 4), 0);
-	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA - XT_4K, 4), 0);
-	KUNIT_EXPECT_EQ(test, xt->sim.traps, 0);
-	KUNIT_EXPECT_TRUE(test, xt_is_mapped(xt, domain, XT_IOVA, XT_PHYS, 4 * XT_4K));
+	EXPECT_EQ(xt_map(xt, 10, 0, 4), 0);
+	sim_reset_calls(xt->sim);
+	EXPECT_EQ(xt_unmap(xt, 14, 4), 0);
+	EXPECT_EQ(xt_unmap(xt, 9, 4), 0);
+	EXPECT_EQ(xt_unmap_queued(xt, 9, 4), 0);
+	EXPECT_EQ(xt->sim->traps, 0);
+	EXPECT(xt_is_mapped(xt, 10, 0, 4, 1));
 }
 
 /* Recorded, never synced: the hypervisor has nothing of it. */
 static void unmap_of_what_was_never_synced(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
+	struct xt *xt = test->priv;
 
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 4), 0);
-	KUNIT_EXPECT_EQ(test, iommu_map_nosync(domain, XT_IOVA + 4 * XT_4K, XT_PHYS,
-					       4 * XT_4K, XT_RW, GFP_KERNEL), 0);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 4);
-	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA + 6 * XT_4K, 2), 2);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA + 2 * XT_4K, 4), 4);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 2);
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 8 * XT_4K), 0);
+	EXPECT_EQ(xt_map(xt, 0, 0, 4), 0);
+	EXPECT_EQ(xt_map_nosync(xt, 4, 0, 4), 0);
+	EXPECT_EQ(xt_nr_frames(xt), 4);
+	EXPECT_EQ(xt_unmap_queued(xt, 6, 2), 2);
+	EXPECT_EQ(xt_unmap(xt, 2, 4), 4);
+	EXPECT_EQ(xt_nr_frames(xt), 2);
+	EXPECT(xt_truthful(xt, 0, 8));
 }
 
 /*
- * Deferred unmapping
+ * Lazy unmapping
  */
 
-/* In a PV domain, frames must be free for use as page tables at once. */
-static void queued_unmap_in_pv_is_done_at_once(struct kunit *test)
+static u64 xt_nr_stale(struct xt *xt)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	if (!xt->sim.conf.pv)
-		kunit_skip(test, "not PV");
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
-	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA, 20), 20);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
+	return sim_nr_stale(xt->sim, xt_ctx(xt->domain));
 }
 
-static void queued_unmap_waits_for_flush(struct kunit *test)
+/* Unmapped at once; with the extension, one flush for all is owed. */
+static void queued_unmaps_share_a_flush(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
+	struct xt *xt = test->priv;
+	bool lazy = xt_is_lazy(xt);
 
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
-	sim_reset_log(&xt->sim);
-	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA, 20), 20);
-	KUNIT_EXPECT_EQ(test, xt->sim.traps, 0);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 20);
-	KUNIT_EXPECT_EQ(test, iommu_iova_to_phys(domain, XT_IOVA), 0);
-	xt_flush(domain);
-	KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 20 * XT_4K));
-	sim_reset_log(&xt->sim);
-	xt_flush(domain);
-	KUNIT_EXPECT_EQ(test, xt->sim.traps, 0);
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
+	for (unsigned int i = 0; i < 100; i++)
+		EXPECT_EQ(xt_map(xt, 3 * i, 5 * i, 2), 0);
+	for (unsigned int i = 0; i < 100; i++)
+		EXPECT_EQ(xt_unmap_queued(xt, 3 * i, 2), 2);
+	EXPECT_EQ(xt_nr_frames(xt), 0);
+	EXPECT_EQ(xt_nr_stale(xt), lazy ? 200 : 0);
+	sim_reset_calls(xt->sim);
+	xt_flush(xt);
+	EXPECT_EQ(xt->sim->traps, xt_has(xt, IOMMUCAP_deferred_unmap));
+	EXPECT(xt_is_empty(xt, 0, 300));
+	EXPECT_EQ(xt_map(xt, 0, 0, 20), 0);
+	/* A strict unmap in between is not put off. */
+	EXPECT_EQ(xt_map(xt, 20, 0, 1), 0);
+	EXPECT_EQ(xt_unmap_queued(xt, 0, 20), 20);
+	EXPECT_EQ(xt_unmap(xt, 20, 1), 1);
+	xt_flush(xt);
+	EXPECT_EQ(xt_nr_stale(xt), 0);
 }
 
-/* What is not a whole mapping is not put aside. */
-static void queued_unmap_of_parts_is_done_at_once(struct kunit *test)
+/* Their owners take them back: the hypervisor flushes these at once. */
+static void queued_unmap_of_grants(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
+	struct xt *xt = test->priv;
+	u64 gfn = sim_pfn_to_gfn(xt_phys(7) >> XEN_PAGE_SHIFT);
 
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
-	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA + 3 * XT_4K, 4), 4);
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 20 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 16);
-	xt_flush(domain);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 16);
-	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA, 2), 2);
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 20 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 14);
-	xt_flush(domain);
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 20 * XT_4K), 0);
+	xt->sim->foreign_start = gfn;
+	xt->sim->foreign_end = gfn + 1;
+	xt->sim->foreign_ok = true;
+	EXPECT_EQ(xt_map(xt, 0, 0, 20), 0);
+	EXPECT_EQ(xt_map(xt, 30, 7, 1), 0);
+	EXPECT_EQ(xt_unmap_queued(xt, 0, 20), 20);
+	EXPECT_EQ(xt_unmap_queued(xt, 30, 1), 1);
+	EXPECT(xt_is_empty(xt, 7, 1));
+	EXPECT(xt_is_empty(xt, 30, 1));
+	xt_flush(xt);
+	EXPECT(xt_is_empty(xt, 0, 31));
 }
 
-static void queued_unmaps_go_out_together(struct kunit *test)
+static void queued_unmap_keeps_what_stays_mapped(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	static const unsigned int sizes[] = { 1, 2, 64, 65, 600 };
+	struct xt *xt = test->priv;
 
-	xt_without_preemption(xt);
-	for (unsigned int i = 0; i < ARRAY_SIZE(sizes); i++) {
-		unsigned int nr = sizes[i];
+	for (unsigned int n = 0; n < 20; n += 6)
+		for (unsigned int e = 0; e < ARRAY_SIZE(xt_errors); e++) {
+			int error = xt_errors[e];
 
-		/* Every second page: they are not one run. */
-		for (unsigned int j = 0; j < nr; j++)
-			KUNIT_EXPECT_EQ(test, xt_map(domain,
-						     XT_IOVA + 2 * j * XT_4K,
-						     XT_PHYS + j * XT_4K, 1), 0);
-		for (unsigned int j = 0; j < nr; j++)
-			KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA +
-							      2 * j * XT_4K, 1), 1);
-		sim_reset_log(&xt->sim);
-		xt_flush(domain);
-		KUNIT_EXPECT_LE(test, xt->sim.traps,
-				DIV_ROUND_UP(nr, xt->sim.conf.caps & IOMMUCAP_runs ?
-						 XEN_IOMMU_MANY_RUNS :
-						 XEN_IOMMU_MULTICALLS));
-		KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
-		KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA,
-					      2 * nr * XT_4K), 0);
-	}
-}
-
-/* What a flush cannot unmap is in the record again, and can be unmapped later. */
-static void flush_failure_is_recorded(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	static const unsigned int after[] = { 0, 1, 3, 20, 39 };
-
-	for (unsigned int i = 0; i < ARRAY_SIZE(after); i++) {
-		for (unsigned int j = 0; j < ARRAY_SIZE(xt_errors); j++) {
-			unsigned int n = after[i], left = 0;
-
-			for (unsigned int k = 0; k < 10; k++)
-				KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA +
-							     8 * k * XT_4K,
-							     XT_PHYS + k * SZ_1M,
-							     4), 0);
-			for (unsigned int k = 0; k < 10; k++)
-				KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain,
-								      XT_IOVA +
-								      8 * k * XT_4K,
-								      4), 4);
-			xt_limit_unmaps(xt, n, xt_errors[j]);
-			xt_flush(domain);
-			sim_clear_faults(&xt->sim);
-			KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)),
-					40 - n);
-			KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA,
-						      80 * XT_4K), 0);
-			for (unsigned int k = 0; k < 40; k++) {
-				unsigned long iova = XT_IOVA + (k / 4 * 8 + k % 4) * XT_4K;
-
-				if (iommu_iova_to_phys(domain, iova))
-					left += xt_unmap(domain, iova, 1);
-			}
-			KUNIT_EXPECT_EQ(test, left, 40 - n);
-			KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)),
-					0);
+			EXPECT_EQ(xt_map(xt, 0, 0, 20), 0);
+			xt_limit(xt, false, n, error);
+			EXPECT_EQ(xt_unmap_queued(xt, 0, 20), n);
+			xt_flush(xt);
+			EXPECT(xt_is_empty(xt, 0, n));
+			EXPECT(xt_is_mapped(xt, n, n, 20 - n, 1));
+			sim_clear_faults(xt->sim);
+			EXPECT_EQ(xt_unmap_queued(xt, n, 20 - n), 20 - n);
+			xt_flush(xt);
+			EXPECT(xt_is_empty(xt, 0, 20));
 		}
-	}
 }
 
-/* One mapping fails for once, the others do not: then nothing is left. */
-static void flush_failure_is_tried_again(struct kunit *test)
+/* Whoever gets the context next must not reach what the last one had. */
+static void domain_free_flushes(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
+	struct xt *xt = test->priv;
+	u16 ctx = xt_ctx(xt->domain);
 
-	for (unsigned int skip = 0; skip < 12; skip++) {
-		for (unsigned int k = 0; k < 10; k++)
-			KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + 8 * k * XT_4K,
-						     XT_PHYS + k * SZ_1M, 4), 0);
-		for (unsigned int k = 0; k < 10; k++)
-			KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA +
-							      8 * k * XT_4K, 4), 4);
-		xt_fail_unmaps(xt, skip, 1, skip & 1 ? -EBUSY : 0, 2);
-		xt_flush(domain);
-		sim_clear_faults(&xt->sim);
-		KUNIT_EXPECT_EQ(test, xt_lies(xt, domain, XT_IOVA, 80 * XT_4K), 0);
-		KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
-	}
+	EXPECT_EQ(xt_map(xt, 0, 0, 20), 0);
+	EXPECT_EQ(xt_unmap_queued(xt, 0, 20), 20);
+	xt_free_domain(xt, xt->domain);
+	EXPECT_EQ(sim_nr_stale(xt->sim, ctx), 0);
 }
 
-static void flush_multicall_failure(struct kunit *test)
+/* It is tried again with the next one. */
+static void flush_failure_is_said(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
+	struct xt *xt = test->priv;
 
-	for (unsigned int i = 0; i < 2; i++) {
-		for (unsigned int k = 0; k < 10; k++) {
-			unsigned long iova = XT_IOVA + 2 * k * XT_4K;
-
-			KUNIT_EXPECT_EQ(test, xt_map(domain, iova, XT_PHYS, 1), 0);
-			KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, iova, 1), 1);
-		}
-		sim_add_fault(&xt->sim, SIM_MULTICALL, 0, 1, -EFAULT, 4 * i);
-		xt_flush(domain);
-		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA, 20 * XT_4K));
-	}
-}
-
-/* In the hypervisor: somebody else defers one more mapping. */
-static void xt_defer_one_call(struct xt *xt, unsigned int subop, void *arg)
-{
-	struct iommu_domain *domain = xt->dom[0];
-	unsigned long *iova = xt->priv;
-
-	if (subop != IOMMU_unmap_pages && subop != IOMMU_unmap_runs)
-		return;
-	*iova += 2 * XT_4K;
-	KUNIT_EXPECT_EQ(xt->test, iommu_map(domain, *iova, XT_PHYS, XT_4K, XT_RW,
-					    GFP_ATOMIC), 0);
-	KUNIT_EXPECT_EQ(xt->test, xt_unmap_queued(domain, *iova, 1), 1);
-}
-
-/* What is deferred before a flush is unmapped by it, and it comes to an end. */
-static void flush_goes_in_pieces(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	unsigned int piece = xen_iommu_flush_size(xt->xi);
-	const unsigned int sizes[] = { 0, 1, piece - 1, piece, piece + 1, 3 * piece + 5 };
-
-	for (unsigned int i = 0; i < ARRAY_SIZE(sizes); i++) {
-		unsigned long iova = XT_IOVA + SZ_1G;
-		unsigned int nr = sizes[i];
-
-		for (unsigned int k = 0; k < nr; k++) {
-			unsigned long at = XT_IOVA + 2 * k * XT_4K;
-
-			KUNIT_EXPECT_EQ(test, xt_map(domain, at, XT_PHYS, 1), 0);
-			KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, at, 1), 1);
-		}
-		xt->priv = &iova;
-		xt->on_call = xt_defer_one_call;
-		sim_reset_log(&xt->sim);
-		xt_flush(domain);
-		xt->on_call = NULL;
-		KUNIT_EXPECT_TRUE(test, xt_is_empty(xt, domain, XT_IOVA,
-						    2 * nr * XT_4K));
-		xt_flush(domain);
-		KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(domain)), 0);
-		KUNIT_EXPECT_EQ(test, to_xen_domain(domain)->nr_deferred, 0);
-		KUNIT_EXPECT_TRUE(test, list_empty(&to_xen_domain(domain)->deferred));
-	}
-}
-
-/*
- * Threads and interrupts
- */
-
-struct xt_flush_race {
-	struct iommu_domain *domain;
-	struct task_struct *task;
-	struct completion started;
-	struct completion finished;
-	bool seen;
-	bool early;
-	u64 frames_after;
-	struct xt *xt;
-};
-
-static int xt_flush_thread(void *data)
-{
-	struct xt_flush_race *race = data;
-
-	complete(&race->started);
-	xt_flush(race->domain);
-	race->frames_after = sim_nr_frames(&race->xt->sim, xt_ctx(race->domain));
-	complete(&race->finished);
-	return 0;
-}
-
-/* In the hypervisor, on behalf of the first flush. */
-static void xt_flush_race_call(struct xt *xt, unsigned int subop, void *arg)
-{
-	struct xt_flush_race *race = xt->priv;
-
-	if (race->seen || (subop != IOMMU_unmap_pages && subop != IOMMU_unmap_runs))
-		return;
-	race->seen = true;
-	/* Give the other thread time to find nothing, and to come back early. */
-	mdelay(20);
-	race->early = completion_done(&race->finished);
-}
-
-static void flush_waits_for_flush_in_progress(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	struct xt_flush_race race = { .domain = domain, .xt = xt };
-	unsigned int cpu = cpumask_any_but(cpu_online_mask, raw_smp_processor_id());
-
-	if (cpu >= nr_cpu_ids)
-		kunit_skip(test, "needs two CPUs");
-
-	init_completion(&race.started);
-	init_completion(&race.finished);
-	for (unsigned int i = 0; i < 4; i++)
-		KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + 2 * i * XT_4K,
-					     XT_PHYS, 1), 0);
-	for (unsigned int i = 0; i < 4; i++)
-		KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain,
-						      XT_IOVA + 2 * i * XT_4K, 1), 1);
-	race.task = kthread_create(xt_flush_thread, &race, "xen-iommu-flush");
-	KUNIT_ASSERT_FALSE(test, IS_ERR(race.task));
-
-	xt->priv = &race;
-	xt->on_call = xt_flush_race_call;
-	migrate_disable();
-	cpu = cpumask_any_but(cpu_online_mask, smp_processor_id());
-	kthread_bind(race.task, cpu);
-	wake_up_process(race.task);
-	/* The window is the hypercall: let the thread come close to it. */
-	wait_for_completion(&race.started);
-	xt_flush(domain);
-	migrate_enable();
-	wait_for_completion(&race.finished);
-
-	KUNIT_EXPECT_TRUE(test, race.seen);
-	KUNIT_EXPECT_FALSE(test, race.early);
-	KUNIT_EXPECT_EQ(test, race.frames_after, 0);
-	xt->on_call = NULL;
-}
-
-/* On one CPU, too: the flush that unmaps holds the lock that another waits for. */
-static void xt_flush_lock_call(struct xt *xt, unsigned int subop, void *arg)
-{
-	struct xen_iommu_domain *dom = to_xen_domain(xt->dom[0]);
-	bool *held = xt->priv;
-
-	if (!xt_is_held(&dom->flush_lock))
-		*held = false;
-}
-
-static void flush_holds_its_lock(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	bool held = true;
-
-	if (!IS_ENABLED(CONFIG_LOCKDEP) || !debug_locks)
-		kunit_skip(test, "needs lockdep");
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 4), 0);
-	KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA, 4), 4);
-	xt->priv = &held;
-	xt->on_call = xt_flush_lock_call;
-	xt_flush(domain);
-	xt->on_call = NULL;
-	KUNIT_EXPECT_TRUE(test, held);
-}
-
-#define XT_NR_WORKERS	4
-
-struct xt_worker {
-	struct xt *xt;
-	struct iommu_domain *domain;
-	struct task_struct *task;
-	struct completion done;
-	unsigned long iova;
-	phys_addr_t phys;
-	u64 seed;
-	unsigned int errors;
-};
-
-static int xt_worker(void *data)
-{
-	struct xt_worker *w = data;
-	struct rnd_state rnd;
-
-	prandom_seed_state(&rnd, w->seed);
-	for (unsigned int i = 0; i < 1500; i++) {
-		unsigned int n = 1 + prandom_u32_state(&rnd) % 40;
-		unsigned long iova = w->iova + prandom_u32_state(&rnd) % 8 * XT_4K;
-		unsigned int how = prandom_u32_state(&rnd) % 4;
-
-		if (how == 0)
-			w->errors += xt_map_pieces(w->domain, iova, w->phys, n) != 0;
-		else
-			w->errors += xt_map(w->domain, iova, w->phys, n) != 0;
-		w->errors += iommu_iova_to_phys(w->domain, iova) != w->phys;
-		if (how == 1) {
-			w->errors += xt_unmap_queued(w->domain, iova, n) != n;
-			xt_flush(w->domain);
-		} else {
-			w->errors += xt_unmap(w->domain, iova, n) != n;
-		}
-		w->errors += iommu_iova_to_phys(w->domain, iova) != 0;
-		w->errors += sim_walk(&w->xt->sim, xt_ctx(w->domain),
-				      iova >> XEN_PAGE_SHIFT, NULL, NULL);
-		cond_resched();
-	}
-	complete(&w->done);
-	return 0;
-}
-
-/* Ranges that do not overlap, in the same domain and in others. */
-static void concurrent_maps_and_unmaps(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct xt_worker *w;
-
-	w = kunit_kcalloc(test, XT_NR_WORKERS, sizeof(*w), GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, w);
-	xt_domain(xt);
-	xt_domain(xt);
-	for (unsigned int i = 0; i < XT_NR_WORKERS; i++) {
-		w[i].xt = xt;
-		w[i].domain = xt->dom[i / 3];
-		w[i].iova = XT_IOVA + i * SZ_4M;
-		w[i].phys = XT_PHYS + i * SZ_16M;
-		w[i].seed = i + 1;
-		init_completion(&w[i].done);
-		w[i].task = kthread_run(xt_worker, &w[i], "xen-iommu-%u", i);
-	}
-	for (unsigned int i = 0; i < XT_NR_WORKERS; i++) {
-		if (IS_ERR(w[i].task)) {
-			KUNIT_FAIL(test, "no thread");
-			continue;
-		}
-		wait_for_completion(&w[i].done);
-		KUNIT_EXPECT_EQ(test, w[i].errors, 0);
-	}
-	KUNIT_EXPECT_EQ(test, xt->sim.refs, 0);
-}
-
-struct xt_irq {
-	struct hrtimer timer;
-	struct completion done;
-	struct iommu_domain *domain;
-	bool in_irq;
-	int ret;
-	size_t unmapped;
-	phys_addr_t phys;
-};
-
-static enum hrtimer_restart xt_irq_fn(struct hrtimer *timer)
-{
-	struct xt_irq *irq = container_of(timer, struct xt_irq, timer);
-	int ret = 0;
-
-	irq->in_irq = in_hardirq();
-	for (unsigned int i = 0; i < 30 && !ret; i++)
-		ret = iommu_map_nosync(irq->domain, XT_IOVA + i * XT_4K,
-				       XT_PHYS + i * SZ_64K, XT_4K, XT_RW,
-				       GFP_ATOMIC);
-	irq->ret = ret ?: iommu_sync_map(irq->domain, XT_IOVA, 30 * XT_4K);
-	irq->phys = iommu_iova_to_phys(irq->domain, XT_IOVA + 29 * XT_4K);
-	irq->unmapped = xt_unmap_queued(irq->domain, XT_IOVA, 10);
-	xt_flush(irq->domain);
-	irq->unmapped += xt_unmap(irq->domain, XT_IOVA + 11 * XT_4K, 18);
-	complete(&irq->done);
-	return HRTIMER_NORESTART;
-}
-
-static void map_and_unmap_in_interrupt(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct xt_irq irq = { .domain = xt_domain(xt) };
-
-	init_completion(&irq.done);
-	hrtimer_setup_on_stack(&irq.timer, xt_irq_fn, CLOCK_MONOTONIC,
-			       HRTIMER_MODE_REL);
-	hrtimer_start(&irq.timer, ms_to_ktime(1), HRTIMER_MODE_REL);
-	wait_for_completion(&irq.done);
-	hrtimer_cancel(&irq.timer);
-	destroy_hrtimer_on_stack(&irq.timer);
-
-	KUNIT_EXPECT_TRUE(test, irq.in_irq);
-	KUNIT_EXPECT_EQ(test, irq.ret, 0);
-	KUNIT_EXPECT_EQ(test, irq.phys, XT_PHYS + 29 * SZ_64K);
-	KUNIT_EXPECT_EQ(test, irq.unmapped, 28);
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, irq.domain, XT_IOVA, 30 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(irq.domain)), 2);
-}
-
-/* An interrupt on a CPU that is in the hypervisor with a batch. */
-static void xt_nested_call(struct xt *xt, unsigned int subop, void *arg)
-{
-	int *ret = xt->priv;
-
-	if (subop != IOMMU_map_pages && subop != IOMMU_map_runs)
-		return;
-	xt->on_call = NULL;
-	*ret = 0;
-	for (unsigned int i = 0; i < 30 && !*ret; i++)
-		*ret = iommu_map_nosync(xt->dom[1], XT_IOVA + i * XT_4K,
-					XT_PHYS + i * SZ_64K, XT_4K, XT_RW,
-					GFP_ATOMIC);
-	*ret = *ret ?: iommu_sync_map(xt->dom[1], XT_IOVA, 30 * XT_4K);
-}
-
-static void map_during_a_map(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt), *other = xt_domain(xt);
-	int ret = -1;
-
-	xt->priv = &ret;
-	xt->on_call = xt_nested_call;
-	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 60), 0);
-	KUNIT_EXPECT_EQ(test, ret, 0);
-	KUNIT_EXPECT_TRUE(test, xt_pieces_mapped(xt, domain, XT_IOVA, XT_PHYS, 60));
-	KUNIT_EXPECT_EQ(test, xt_lies(xt, other, XT_IOVA, 30 * XT_4K), 0);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, xt_ctx(other)), 30);
+	EXPECT_EQ(xt_map(xt, 0, 0, 20), 0);
+	EXPECT_EQ(xt_unmap_queued(xt, 0, 20), 20);
+	sim_add_fault(xt->sim, IOMMU_flush_pages, 0, 1, -EIO, 0);
+	xt_flush(xt);
+	EXPECT_EQ(xt_warnings(), xt_has(xt, IOMMUCAP_deferred_unmap));
+	xt_flush(xt);
+	EXPECT_EQ(xt_nr_stale(xt), 0);
 }
 
 /*
@@ -2011,13 +1095,12 @@ static void map_during_a_map(struct kunit *test)
 
 static u16 xt_dev_ctx(struct xt *xt, unsigned int i)
 {
-	return sim_find_device(&xt->sim, xt_env.segment, 0,
-			       xt->dev[i].pdev.devfn)->ctx;
+	return xt_sim_dev(xt, i)->ctx;
 }
 
 static int xt_attach(struct xt *xt, struct iommu_domain *domain, unsigned int i)
 {
-	return domain->ops->attach_dev(domain, xt->devp[i], NULL);
+	return domain->ops->attach_dev(domain, xt_device(xt, i), NULL);
 }
 
 static void static_domains_follow_capabilities(struct kunit *test)
@@ -2028,88 +1111,69 @@ static void static_domains_follow_capabilities(struct kunit *test)
 	};
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(caps); i++) {
-		struct sim_conf conf = xt_super;
-		struct iommu_ops *ops;
+		struct sim_conf conf = { .pgsize_mask = SZ_4K, .max_iova = XT_MAX_IOVA };
+		const struct iommu_ops *ops;
+		struct sim_ctx *ctx;
 		struct xt *xt;
 
 		conf.caps = caps[i];
 		xt = xt_start(test, &conf);
-		ops = &xt->xi->ops;
-		KUNIT_EXPECT_PTR_EQ(test, ops->blocked_domain,
-				    &xen_iommu_blocked_domain);
-		KUNIT_EXPECT_PTR_EQ(test, ops->release_domain,
-				    &xen_iommu_blocked_domain);
-		KUNIT_EXPECT_EQ(test, ops->blocked_domain->type,
-				IOMMU_DOMAIN_BLOCKED);
-		KUNIT_EXPECT_EQ(test, !!ops->identity_domain, !!caps[i]);
-		KUNIT_EXPECT_EQ(test, xt_attach(xt, ops->blocked_domain, 0), 0);
-		if (caps[i] & IOMMUCAP_default_identity) {
-			struct sim_ctx *ctx = xa_load(&xt->sim.contexts,
-						      xt_dev_ctx(xt, 0));
+		ops = xt->ops;
+		EXPECT_EQ(ops->blocked_domain->type, IOMMU_DOMAIN_BLOCKED);
+		EXPECT_EQ(xt_attach(xt, ops->blocked_domain, 0), 0);
+		EXPECT_EQ(!xt_dev_ctx(xt, 0), !(caps[i] & IOMMUCAP_default_identity));
+		ctx = xa_load(&xt->sim->contexts, xt_dev_ctx(xt, 0));
+		EXPECT(!ctx->identity && !ctx->nr_frames);
 
-			KUNIT_EXPECT_NE(test, xt_dev_ctx(xt, 0), 0);
-			KUNIT_ASSERT_NOT_NULL(test, ctx);
-			KUNIT_EXPECT_FALSE(test, ctx->identity);
-			KUNIT_EXPECT_EQ(test, ctx->nr_frames, 0);
-		} else {
-			KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), 0);
-		}
+		EXPECT_EQ(!!ops->identity_domain, !!caps[i]);
 		if (ops->identity_domain) {
-			struct sim_ctx *ctx;
-
-			KUNIT_EXPECT_EQ(test, ops->identity_domain->type,
-					IOMMU_DOMAIN_IDENTITY);
-			KUNIT_EXPECT_EQ(test, xt_attach(xt, ops->identity_domain, 0),
-					0);
-			ctx = xa_load(&xt->sim.contexts, xt_dev_ctx(xt, 0));
-			KUNIT_ASSERT_NOT_NULL(test, ctx);
-			if (caps[i] & IOMMUCAP_default_identity)
-				KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), 0);
-			else
-				KUNIT_EXPECT_TRUE(test, ctx->identity);
+			EXPECT_EQ(ops->identity_domain->type, IOMMU_DOMAIN_IDENTITY);
+			EXPECT_EQ(xt_attach(xt, ops->identity_domain, 0), 0);
+			ctx = xa_load(&xt->sim->contexts, xt_dev_ctx(xt, 0));
+			EXPECT_EQ(ctx->identity, !(caps[i] & IOMMUCAP_default_identity));
+			EXPECT_EQ(!xt_dev_ctx(xt, 0), !ctx->identity);
 		}
 		xt_stop(test);
 	}
 }
 
-/* Then there is no identity domain; all else works. */
-static void identity_context_refused(struct kunit *test)
+/* No identity domain if it cannot be had; without a blocked one, no IOMMU. */
+static void static_contexts_refused(struct kunit *test)
 {
-	struct sim_conf conf = xt_super;
-	struct xt *xt;
+	struct sim_conf conf = {
+		.caps = IOMMUCAP_identity,
+		.pgsize_mask = SZ_4K,
+		.max_iova = XT_MAX_IOVA,
+	};
+	struct xt *xt = xt_new(test, &conf);
 
-	conf.caps = IOMMUCAP_identity;
+	sim_add_fault(xt->sim, IOMMU_alloc_context, 0, 1, -ENOMEM, 0);
+	xt_start_new(xt);
+	EXPECT(!xt->ops->identity_domain);
+	EXPECT(xt->ops->blocked_domain);
+	xt_stop(test);
+
+	conf.caps = IOMMUCAP_default_identity;
 	xt = xt_new(test, &conf);
-	sim_add_fault(&xt->sim, IOMMU_alloc_context, 0, 1, -ENOMEM, 0);
-	KUNIT_EXPECT_EQ(test, xt_setup(xt), 0);
-	KUNIT_EXPECT_NULL(test, xt->xi->ops.identity_domain);
-	KUNIT_EXPECT_NOT_NULL(test, xt->xi->ops.blocked_domain);
-}
-
-static void blocked_context_refused(struct kunit *test)
-{
-	struct xt *xt = xt_new(test, &xt_super);
-
-	sim_add_fault(&xt->sim, IOMMU_alloc_context, 0, 1, -ENOMEM, 0);
-	KUNIT_EXPECT_EQ(test, xt_setup(xt), -ENOMEM);
+	sim_add_fault(xt->sim, IOMMU_alloc_context, 0, 1, -ENOMEM, 0);
+	EXPECT_NE(xt_boot(xt), 0);
+	EXPECT_EQ(xt_lines(), 1);
 }
 
 static void attach_moves_device(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *a = xt_domain(xt), *b = xt_domain(xt);
+	struct xt *xt = test->priv;
+	struct iommu_domain *a = xt->domain, *b = xt_new_domain(xt);
 
-	KUNIT_EXPECT_NE(test, xt_ctx(a), xt_ctx(b));
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, a, 0), 0);
-	KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), xt_ctx(a));
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, a, 1), 0);
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, b, 0), 0);
-	KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), xt_ctx(b));
-	KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 1), xt_ctx(a));
-	KUNIT_EXPECT_TRUE(test, list_is_singular(&to_xen_domain(a)->devices));
-	KUNIT_EXPECT_TRUE(test, list_is_singular(&to_xen_domain(b)->devices));
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, &xen_iommu_blocked_domain, 0), 0);
-	KUNIT_EXPECT_TRUE(test, list_empty(&to_xen_domain(b)->devices));
+	EXPECT_NE(xt_ctx(a), xt_ctx(b));
+	EXPECT_EQ(xt_attach(xt, a, 0), 0);
+	EXPECT_EQ(xt_dev_ctx(xt, 0), xt_ctx(a));
+	EXPECT_EQ(xt_attach(xt, a, 1), 0);
+	EXPECT_EQ(xt_attach(xt, b, 0), 0);
+	EXPECT_EQ(xt_dev_ctx(xt, 0), xt_ctx(b));
+	EXPECT_EQ(xt_dev_ctx(xt, 1), xt_ctx(a));
+	EXPECT_EQ(xt_attach(xt, xt->ops->blocked_domain, 0), 0);
+	EXPECT_NE(xt_dev_ctx(xt, 0), xt_ctx(b));
 }
 
 static void attach_failure_leaves_device(struct kunit *test)
@@ -2124,31 +1188,16 @@ static void attach_failure_leaves_device(struct kunit *test)
 		{ -ENODEV, -ENODEV }, { -ENOENT, -ENODEV },
 		{ -EPERM, -ENODEV }, { -EFAULT, -ENODEV },
 	};
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *a = xt_domain(xt), *b = xt_domain(xt);
+	struct xt *xt = test->priv;
+	struct iommu_domain *b = xt_new_domain(xt);
 
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, a, 0), 0);
+	EXPECT_EQ(xt_attach(xt, xt->domain, 0), 0);
 	for (unsigned int i = 0; i < ARRAY_SIZE(errors); i++) {
-		sim_add_fault(&xt->sim, IOMMU_reattach_device, 0, 1,
-			      errors[i].xen, 0);
-		KUNIT_EXPECT_EQ(test, xt_attach(xt, b, 0), errors[i].core);
-		KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), xt_ctx(a));
-		KUNIT_EXPECT_TRUE(test, list_is_singular(&to_xen_domain(a)->devices));
-		KUNIT_EXPECT_TRUE(test, list_empty(&to_xen_domain(b)->devices));
-		sim_clear_faults(&xt->sim);
+		sim_add_fault(xt->sim, IOMMU_reattach_device, 0, 1, errors[i].xen, 0);
+		EXPECT_EQ(xt_attach(xt, b, 0), errors[i].core);
+		EXPECT_EQ(xt_dev_ctx(xt, 0), xt_ctx(xt->domain));
+		sim_clear_faults(xt->sim);
 	}
-}
-
-static void attach_to_domain_of_another_iommu(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, &xt_super);
-	struct iommu_domain *domain = xt_domain(xt);
-	struct xen_iommu *xi = to_xen_domain(domain)->xi;
-
-	to_xen_domain(domain)->xi = NULL;
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, domain, 0), -EINVAL);
-	to_xen_domain(domain)->xi = xi;
-	KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), 0);
 }
 
 static void domain_alloc_refuses_what_it_cannot_do(struct kunit *test)
@@ -2157,20 +1206,16 @@ static void domain_alloc_refuses_what_it_cannot_do(struct kunit *test)
 		IOMMU_HWPT_ALLOC_NEST_PARENT, IOMMU_HWPT_ALLOC_DIRTY_TRACKING,
 		IOMMU_HWPT_FAULT_ID_VALID, IOMMU_HWPT_ALLOC_PASID,
 	};
-	struct xt *xt = xt_start(test, &xt_super);
+	struct xt *xt = test->priv;
 	const struct iommu_user_data data = {};
+	struct device *dev = xt_device(xt, 0);
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(flags); i++)
-		KUNIT_EXPECT_EQ(test,
-				PTR_ERR(xen_iommu_domain_alloc_paging_flags(xt->devp[0],
-									    flags[i],
-									    NULL)),
-				-EOPNOTSUPP);
-	KUNIT_EXPECT_EQ(test,
-			PTR_ERR(xen_iommu_domain_alloc_paging_flags(xt->devp[0], 0,
-								    &data)),
-			-EOPNOTSUPP);
-	KUNIT_EXPECT_EQ(test, xt_domain(xt)->pgsize_bitmap, SZ_4K | SZ_2M | SZ_1G);
+		EXPECT_EQ(PTR_ERR(xt->ops->domain_alloc_paging_flags(dev, flags[i], NULL)),
+			  -EOPNOTSUPP);
+	EXPECT_EQ(PTR_ERR(xt->ops->domain_alloc_paging_flags(dev, 0, &data)),
+		  -EOPNOTSUPP);
+	EXPECT(xt->domain->pgsize_bitmap & SZ_4K);
 }
 
 static void domain_alloc_runs_out_of_contexts(struct kunit *test)
@@ -2179,217 +1224,374 @@ static void domain_alloc_runs_out_of_contexts(struct kunit *test)
 	struct xt *xt;
 
 	xen_iommu_contexts = 6;
-	xt = xt_start(test, &xt_super);
-	xen_iommu_contexts = 0;
-	KUNIT_EXPECT_EQ(test, xt->xi->max_ctx, 6);
+	xt = xt_start(test, &xt_confs[0]);
+	EXPECT_EQ(xt->sim->max_ctx, 6);
+	domain[0] = xt->domain;
 	/* One is for the blocked domain. */
-	for (unsigned int i = 0; i < 5; i++)
-		domain[i] = xt_domain(xt);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(xt_alloc_domain(xt)), -ENOSPC);
+	for (unsigned int i = 1; i < 5; i++)
+		domain[i] = xt_new_domain(xt);
+	EXPECT_EQ(PTR_ERR(xt_alloc_domain(xt)), -ENOSPC);
 	xt_free_domain(xt, domain[2]);
-	domain[2] = xt_domain(xt);
-	KUNIT_EXPECT_EQ(test, PTR_ERR(xt_alloc_domain(xt)), -ENOSPC);
-	KUNIT_EXPECT_EQ(test, xt_map(domain[2], XT_IOVA, XT_PHYS, 4), 0);
+	xt->domain = xt_new_domain(xt);
+	EXPECT_EQ(PTR_ERR(xt_alloc_domain(xt)), -ENOSPC);
+	EXPECT_EQ(xt_map(xt, 0, 0, 4), 0);
 }
 
 static void domain_alloc_without_pool(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
+	struct xt *xt = test->priv;
+	unsigned int contexts = sim_nr_contexts(xt->sim);
 
-	xt->sim.pool = xt->sim.pool_used;
-	KUNIT_EXPECT_EQ(test, PTR_ERR(xt_alloc_domain(xt)), -ENOMEM);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_used,
-			(xt->xi->blocked_ctx ? 1 : 0) +
-			(xt->xi->identity_ctx ? 1 : 0));
+	xt->sim->pool = xt->sim->pool_used;
+	EXPECT_EQ(PTR_ERR(xt_alloc_domain(xt)), -ENOMEM);
+	EXPECT_EQ(sim_nr_contexts(xt->sim), contexts);
 }
 
 /* What the hypervisor says is checked. */
 static void domain_alloc_refuses_forged_context(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
+	struct xt *xt = test->priv;
+	const int forged[] = { 0, xt->sim->max_ctx + 1, U16_MAX };
 
-	xt->sim.forge_ctx = 0;
-	KUNIT_EXPECT_EQ(test, PTR_ERR(xt_alloc_domain(xt)), -EIO);
-	xt->sim.forge_ctx = xt->xi->max_ctx + 1;
-	KUNIT_EXPECT_EQ(test, PTR_ERR(xt_alloc_domain(xt)), -EIO);
-	xt->sim.forge_ctx = U16_MAX;
-	KUNIT_EXPECT_EQ(test, PTR_ERR(xt_alloc_domain(xt)), -EIO);
-	xt->sim.forge_ctx = -1;
-	xt_domain(xt);
-}
-
-static void domain_free_moves_devices_away(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, domain, 0), 0);
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, domain, 1), 0);
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 4), 0);
-	xt_free_domain(xt, domain);
-	KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), xt->xi->blocked_ctx);
-	KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 1), xt->xi->blocked_ctx);
-	KUNIT_EXPECT_EQ(test, xt_warnings(), 2);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_lost, 0);
+	for (unsigned int i = 0; i < ARRAY_SIZE(forged); i++) {
+		xt->sim->forge_ctx = forged[i];
+		EXPECT_EQ(PTR_ERR(xt_alloc_domain(xt)), -EIO);
+	}
+	xt->sim->forge_ctx = -1;
+	xt_new_domain(xt);
 }
 
 /* The context is given up, and never used for another domain. */
-static void domain_free_with_devices_that_stay(struct kunit *test)
+static void xt_expect_lost(struct xt *xt, u16 ctx)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	u16 ctx = xt_ctx(domain);
-	unsigned int stuck = 0;
-
-	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
-		KUNIT_EXPECT_EQ(test, xt_attach(xt, domain, i), 0);
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 4), 0);
-	sim_add_fault(&xt->sim, IOMMU_reattach_device, 1, 2, -EIO, 0);
-	xt_free_domain(xt, domain);
-	sim_clear_faults(&xt->sim);
-	/* The domain is gone: no device is on a list of it. */
-	for (unsigned int i = 0; i < XT_NR_DEVS; i++) {
-		struct xen_iommu_dev *xdev = xt->dev[i].iommu.priv;
-
-		KUNIT_EXPECT_TRUE(test, list_empty(&xdev->list));
-		stuck += xt_dev_ctx(xt, i) == ctx;
-	}
-	KUNIT_EXPECT_EQ(test, stuck, 2);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_lost, 1);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_spare, 0);
-	/* But the devices reach nothing there. */
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, ctx), 0);
-	KUNIT_EXPECT_NE(test, xt_ctx(xt_domain(xt)), ctx);
-	/* The devices are still usable. */
-	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
-		KUNIT_EXPECT_EQ(test, xt_attach(xt, xt->dom[0], i), 0);
+	EXPECT_EQ(xt->sim->calls[IOMMU_free_context], 0);
+	EXPECT_NE(xt_ctx(xt_new_domain(xt)), ctx);
+	EXPECT_GE(xt_warnings(), 1);
 }
 
-static void domain_free_unmaps_what_is_left(struct kunit *test)
+static void domain_free_with_devices_that_stay(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	u16 ctx = xt_ctx(domain);
+	struct xt *xt = test->priv;
+	u16 ctx = xt_ctx(xt->domain);
 
-	for (unsigned int i = 0; i < 20; i++)
-		KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA + 2 * i * XT_4K,
-					     XT_PHYS, 1 + (i & 1)), 0);
-	for (unsigned int i = 0; i < 20; i += 3)
-		KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA +
-						      2 * i * XT_4K, 1 + (i & 1)),
-				1 + (i & 1));
-	xt_free_domain(xt, domain);
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, ctx), 0);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_spare, 1);
-	KUNIT_EXPECT_EQ(test, xt_warnings(), 0);
+	EXPECT_EQ(xt_attach(xt, xt->domain, 0), 0);
+	EXPECT_EQ(xt_attach(xt, xt->domain, 1), 0);
+	EXPECT_EQ(xt_map(xt, 0, 0, 4), 0);
+	xt_free_domain(xt, xt->domain);
+	/* But the devices reach nothing there, and are still usable. */
+	EXPECT_EQ(sim_nr_frames(xt->sim, ctx), 0);
+	xt_expect_lost(xt, ctx);
+	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
+		EXPECT_EQ(xt_attach(xt, xt->dom[0], i), 0);
 }
 
 static void domain_free_with_mapping_that_stays(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain;
-	u16 ctx;
+	struct xt *xt = test->priv;
+	u16 ctx = xt_ctx(xt->domain);
 
-	/* Deferred, too, where that is done. */
-	for (unsigned int i = 0; i < (xt->sim.conf.pv ? 1 : 2); i++) {
-		domain = xt_domain(xt);
-		ctx = xt_ctx(domain);
-		KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 8), 0);
-		if (i)
-			KUNIT_EXPECT_EQ(test, xt_unmap_queued(domain, XT_IOVA, 8), 8);
-		xt_limit_unmaps(xt, 3, -EIO);
-		xt_free_domain(xt, domain);
-		sim_clear_faults(&xt->sim);
-		KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, ctx), 5);
-		KUNIT_EXPECT_EQ(test, xt->xi->nr_lost, i + 1);
-		KUNIT_EXPECT_EQ(test, xt->xi->nr_spare, 0);
-		KUNIT_EXPECT_EQ(test, xt->sim.calls[IOMMU_free_context], 0);
-	}
-	KUNIT_EXPECT_NE(test, xt_ctx(xt_domain(xt)), ctx);
+	EXPECT_EQ(xt_map(xt, 0, 0, 8), 0);
+	xt_limit(xt, false, 3, -EIO);
+	xt_free_domain(xt, xt->domain);
+	sim_clear_faults(xt->sim);
+	EXPECT_EQ(sim_nr_frames(xt->sim, ctx), 5);
+	xt_expect_lost(xt, ctx);
+}
+
+static void domain_free_unmaps_what_is_left(struct kunit *test)
+{
+	struct xt *xt = test->priv;
+
+	for (unsigned int i = 0; i < 20; i++)
+		EXPECT_EQ(xt_map(xt, 3 * i, 0, 1 + (i & 1)), 0);
+	for (unsigned int i = 0; i < 20; i += 3)
+		EXPECT_EQ(xt_unmap_queued(xt, 3 * i, 1), 1);
+	xt_free_domain(xt, xt->domain);
+	EXPECT_EQ(xt->sim->refs, 0);
+	EXPECT_EQ(xt_warnings(), 0);
 }
 
 /* Some hypervisors lose memory with each free. */
 static void freed_contexts_are_used_again(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
+	struct xt *xt = test->priv;
 	u64 used;
 
-	xt_free_domain(xt, xt_domain(xt));
-	used = xt->sim.pool_used;
+	xt_free_domain(xt, xt->domain);
+	used = xt->sim->pool_used;
 	for (unsigned int i = 0; i < 300; i++) {
-		struct iommu_domain *domain = xt_domain(xt);
-
-		KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 4), 0);
-		KUNIT_EXPECT_EQ(test, xt_attach(xt, domain, 0), 0);
-		KUNIT_EXPECT_EQ(test, xt_attach(xt, &xen_iommu_blocked_domain, 0), 0);
-		xt_free_domain(xt, domain);
+		xt->domain = xt_new_domain(xt);
+		EXPECT_EQ(xt_map(xt, 0, 0, 4), 0);
+		EXPECT_EQ(xt_attach(xt, xt->domain, 0), 0);
+		EXPECT_EQ(xt_attach(xt, xt->ops->blocked_domain, 0), 0);
+		xt_free_domain(xt, xt->domain);
 	}
-	KUNIT_EXPECT_EQ(test, xt->sim.pool_used, used);
-	KUNIT_EXPECT_EQ(test, xt->sim.calls[IOMMU_free_context], 0);
+	EXPECT_EQ(xt->sim->pool_used, used);
 }
 
-static void xt_free_many(struct xt *xt, unsigned int nr)
+/* Many at the same time, and all over again. */
+static void contexts_come_and_go(struct kunit *test)
 {
-	struct iommu_domain *domain[XEN_IOMMU_SPARE_CTX + 4];
+	struct xt *xt = test->priv;
+	unsigned int before = sim_nr_contexts(xt->sim), nr = XT_MAX_DOMS - 1;
+	unsigned int most = 0;
 
-	for (unsigned int i = 0; i < nr; i++) {
-		domain[i] = xen_iommu_domain_alloc_paging_flags(xt->devp[0], 0, NULL);
-		KUNIT_ASSERT_FALSE(xt->test, IS_ERR(domain[i]));
+	for (unsigned int round = 0; round < 3; round++) {
+		for (unsigned int i = 0; i < nr; i++)
+			xt_new_domain(xt);
+		most = max(most, sim_nr_contexts(xt->sim));
+		while (xt->nr_doms > 1)
+			xt_free_domain(xt, xt->dom[1]);
 	}
-	for (unsigned int i = 0; i < nr; i++)
-		domain[i]->ops->free(domain[i]);
+	EXPECT_EQ(most, before + nr);
 }
 
-static void contexts_beyond_the_spare_ones_are_freed(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	unsigned int before = sim_nr_contexts(&xt->sim);
-	unsigned int used = xt->xi->nr_used;
-
-	xt_free_many(xt, XEN_IOMMU_SPARE_CTX + 3);
-	KUNIT_EXPECT_EQ(test, xt->sim.calls[IOMMU_free_context], 3);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_spare, XEN_IOMMU_SPARE_CTX);
-	KUNIT_EXPECT_EQ(test, sim_nr_contexts(&xt->sim),
-			before + XEN_IOMMU_SPARE_CTX);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_used, used);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_lost, 0);
-	/* All over again. */
-	xt_free_many(xt, XEN_IOMMU_SPARE_CTX + 3);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_lost, 0);
-}
-
+/* The hypervisor objects if it is asked to use one of these. */
 static void context_that_stays_busy_is_not_used_again(struct kunit *test)
 {
-	struct sim_conf conf = xt_super;
+	struct sim_conf conf = xt_confs[0];
 	struct xt *xt;
 
 	conf.quirks = SIM_FREE_BUSY;
 	xt = xt_start(test, &conf);
-	xt_free_many(xt, XEN_IOMMU_SPARE_CTX + 3);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_lost, 3);
-	KUNIT_EXPECT_EQ(test, xt_warnings(), 3);
-	/* The hypervisor objects if it is asked to use one of these. */
-	xt_free_many(xt, XEN_IOMMU_SPARE_CTX + 3);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_lost, 6);
+	for (unsigned int round = 0; round < 3; round++) {
+		for (unsigned int i = 0; i < XT_MAX_DOMS - 1; i++)
+			xt_new_domain(xt);
+		while (xt->nr_doms > 1)
+			xt_free_domain(xt, xt->dom[1]);
+	}
+	EXPECT_EQ(xt_warnings(), xt->sim->calls[IOMMU_free_context]);
+	xt->sim->conf.quirks = 0;
 }
 
 static void cache_coherency_is_enforced_with_capability(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	bool cache = xt->sim.conf.caps & IOMMUCAP_cache;
+	struct xt *xt = test->priv;
+	const struct iommu_domain_ops *ops = xt->domain->ops;
+	bool cache = xt_has(xt, IOMMUCAP_cache);
 	u32 flags;
 
 	/* Not any more, once there is a mapping without. */
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 1), 0);
-	KUNIT_EXPECT_FALSE(test, domain->ops->enforce_cache_coherency(domain));
+	EXPECT_EQ(xt_map(xt, 0, 0, 1), 0);
+	EXPECT(!ops->enforce_cache_coherency(xt->domain));
 
-	domain = xt_domain(xt);
-	KUNIT_EXPECT_EQ(test, domain->ops->enforce_cache_coherency(domain), cache);
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 1), 0);
-	sim_walk(&xt->sim, xt_ctx(domain), XT_IOVA >> XEN_PAGE_SHIFT, NULL, &flags);
-	KUNIT_EXPECT_EQ(test, !!(flags & IOMMU_MAP_cache), cache);
-	KUNIT_EXPECT_EQ(test, domain->ops->enforce_cache_coherency(domain), cache);
+	xt->domain = xt_new_domain(xt);
+	EXPECT_EQ(ops->enforce_cache_coherency(xt->domain), cache);
+	EXPECT_EQ(xt_map(xt, 0, 0, 1), 0);
+	sim_walk(xt->sim, xt_ctx(xt->domain), XT_IOVA >> XEN_PAGE_SHIFT, NULL, &flags);
+	EXPECT_EQ(!!(flags & IOMMU_MAP_cache), cache);
+	EXPECT_EQ(ops->enforce_cache_coherency(xt->domain), cache);
+}
+
+/*
+ * One domain maps until the pool is empty: it gets -ENOMEM, and the domains of
+ * the DMA API go on.
+ */
+static void pool_is_not_for_one_domain(struct kunit *test)
+{
+	struct iommu_domain *hog;
+	struct xt *xt;
+	int ret = 0;
+
+	xen_iommu_pool_order = 8;
+	xt = xt_start(test, &xt_confs[0]);
+	hog = xt->domain;
+	xt->domain = xt_new_domain(xt);
+	xt->domain->type = IOMMU_DOMAIN_DMA;
+	EXPECT_EQ(xt_map(xt, 0, 0, 1), 0);
+	for (unsigned int i = 0; i < 256 && !ret; i++)
+		ret = iommu_map(hog, XT_IOVA + i * SZ_2M, XT_PHYS, XT_4K, XT_RW,
+				GFP_KERNEL);
+	EXPECT_EQ(ret, -ENOMEM);
+	EXPECT_EQ(PTR_ERR_OR_ZERO(xt_alloc_domain(xt)), 0);
+	for (unsigned int i = 1; i < 16; i++)
+		EXPECT_EQ(xt_map(xt, i * 512, i, 1), 0);
+
+	/* What it gives back, others can have. */
+	for (unsigned int i = 0; i < 4; i++)
+		EXPECT_EQ(iommu_unmap(hog, XT_IOVA + i * SZ_2M, XT_4K), XT_4K);
+	xt->domain = xt->dom[2];
+	EXPECT_EQ(xt_map(xt, 0, 0, 1), 0);
+}
+
+/*
+ * Threads and interrupts
+ */
+
+#define XT_NR_WORKERS	4
+
+struct xt_worker {
+	struct xt xt;		/* the test's, with the worker's domain */
+	struct task_struct *task;
+	struct completion done;
+	unsigned int dev;
+	unsigned int page;
+	unsigned int errors;
+};
+
+static int xt_worker(void *data)
+{
+	struct xt_worker *w = data;
+	struct xt *xt = &w->xt;
+	struct rnd_state rnd;
+
+	prandom_seed_state(&rnd, xt_seed + w->page);
+	for (unsigned int i = 0; i < 1000; i++) {
+		unsigned int page = w->page + prandom_u32_state(&rnd) % 8;
+		unsigned int n = 1 + prandom_u32_state(&rnd) % 40;
+		unsigned int how = prandom_u32_state(&rnd) % 4;
+
+		w->errors += how ? xt_map(xt, page, page, n) != 0 :
+				   xt_map_pieces(xt, page, page, n) != 0;
+		if (how == 1) {
+			w->errors += xt_unmap_queued(xt, page, n) != n;
+			xt_flush(xt);
+		} else {
+			w->errors += xt_unmap(xt, page, n) != n;
+		}
+		w->errors += !xt_is_empty(xt, page, n);
+		cond_resched();
+	}
+	complete(&w->done);
+	return 0;
+}
+
+static void xt_run_workers(struct xt *xt, int (*fn)(void *data))
+{
+	struct xt_worker *w;
+
+	w = kunit_kcalloc(xt->test, XT_NR_WORKERS, sizeof(*w), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(xt->test, w);
+	xt_new_domain(xt);
+	for (unsigned int i = 0; i < XT_NR_WORKERS; i++) {
+		w[i].xt = *xt;
+		/* Three in one domain, and one in another. */
+		w[i].xt.domain = xt->dom[i / 3];
+		w[i].dev = i;
+		w[i].page = i * 1024;
+		init_completion(&w[i].done);
+		w[i].task = kthread_run(fn, &w[i], "xen-iommu-%u", i);
+		EXPECT(!IS_ERR(w[i].task));
+	}
+	for (unsigned int i = 0; i < XT_NR_WORKERS; i++) {
+		if (!IS_ERR(w[i].task))
+			wait_for_completion(&w[i].done);
+		EXPECT_EQ(w[i].errors, 0);
+	}
+	EXPECT_EQ(xt->sim->refs, 0);
+}
+
+/* Ranges that do not overlap, in the same domain and in others. */
+static void concurrent_maps_and_unmaps(struct kunit *test)
+{
+	xt_run_workers(test->priv, xt_worker);
+}
+
+/* Allocating, attaching and freeing: what the mutex is for. */
+static int xt_attacher(void *data)
+{
+	struct xt_worker *w = data;
+	struct xt *xt = &w->xt;
+
+	for (unsigned int i = 0; i < 300; i++) {
+		xt->nr_doms = 0;
+		xt->domain = xt_alloc_domain(xt);
+		if (IS_ERR(xt->domain)) {
+			w->errors++;
+			break;
+		}
+		w->errors += xt_attach(xt, xt->domain, w->dev) != 0;
+		w->errors += xt_map(xt, 0, 0, 3) != 0;
+		w->errors += xt_dev_ctx(xt, w->dev) != xt_ctx(xt->domain);
+		w->errors += xt_unmap(xt, 0, 3) != 3;
+		w->errors += xt_attach(xt, xt->ops->blocked_domain, w->dev) != 0;
+		xt_free_domain(xt, xt->domain);
+		cond_resched();
+	}
+	complete(&w->done);
+	return 0;
+}
+
+static void concurrent_attaches_and_frees(struct kunit *test)
+{
+	xt_run_workers(test->priv, xt_attacher);
+}
+
+struct xt_irq {
+	struct hrtimer timer;
+	struct completion done;
+	struct xt *xt;
+	bool in_irq;
+	int ret;
+	unsigned int unmapped;
+};
+
+static enum hrtimer_restart xt_irq_fn(struct hrtimer *timer)
+{
+	struct xt_irq *irq = container_of(timer, struct xt_irq, timer);
+	struct xt *xt = irq->xt;
+
+	irq->in_irq = in_hardirq();
+	irq->ret = xt_map_pieces(xt, 0, 0, 30);
+	irq->unmapped = xt_unmap_queued(xt, 0, 10);
+	xt_flush(xt);
+	irq->unmapped += xt_unmap(xt, 11, 18);
+	complete(&irq->done);
+	return HRTIMER_NORESTART;
+}
+
+static void map_and_unmap_in_interrupt(struct kunit *test)
+{
+	struct xt *xt = test->priv;
+	struct xt_irq irq = { .xt = xt };
+
+	init_completion(&irq.done);
+	hrtimer_setup_on_stack(&irq.timer, xt_irq_fn, CLOCK_MONOTONIC,
+			       HRTIMER_MODE_REL);
+	hrtimer_start(&irq.timer, ms_to_ktime(1), HRTIMER_MODE_REL);
+	wait_for_completion(&irq.done);
+	hrtimer_cancel(&irq.timer);
+	destroy_hrtimer_on_stack(&irq.timer);
+
+	EXPECT(irq.in_irq);
+	EXPECT_EQ(irq.ret, 0);
+	EXPECT_EQ(irq.unmapped, 28);
+	EXPECT(xt_truthful(xt, 0, 30));
+	EXPECT_EQ(xt_nr_frames(xt), 2);
+}
+
+/* An interrupt on a CPU that is in the hypervisor with a list. */
+static void xt_nested_call(struct xt *xt, unsigned int subop, void *arg)
+{
+	struct xt *other = xt->priv;
+
+	if (subop != IOMMU_map_pages && subop != IOMMU_unmap_pages)
+		return;
+	xt->on_call = NULL;
+	EXPECT_EQ(xt_map_pieces(other, 1000, 0, 30), 0);
+	EXPECT_EQ(xt_unmap_queued(other, 1000, 15), 15);
+	xt_flush(other);
+}
+
+static void map_and_unmap_during_a_call(struct kunit *test)
+{
+	struct xt *xt = test->priv;
+	struct xt *other = kunit_kzalloc(test, sizeof(*other), GFP_KERNEL);
+
+	KUNIT_ASSERT_NOT_NULL(test, other);
+	*other = *xt;
+	xt->priv = other;
+	for (unsigned int i = 0; i < 2; i++) {
+		if (i)
+			other->domain = xt_new_domain(xt);
+		xt->on_call = xt_nested_call;
+		EXPECT_EQ(xt_map_pieces(xt, 0, 0, 60), 0);
+		EXPECT_EQ(xt_unmap(other, 1015, 15), 15);
+		xt->on_call = xt_nested_call;
+		EXPECT_EQ(xt_unmap(xt, 0, 60), 60);
+		EXPECT_EQ(xt_unmap(other, 1015, 15), 15);
+		EXPECT_EQ(xt->sim->refs, 0);
+	}
 }
 
 /*
@@ -2398,145 +1600,195 @@ static void cache_coherency_is_enforced_with_capability(struct kunit *test)
 
 static void capabilities_are_honest(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct device *dev = xt->devp[0];
-	u32 caps = xt->sim.conf.caps;
+	struct xt *xt = test->priv;
+	struct device *dev = xt_device(xt, 0);
+	bool cache = xt_has(xt, IOMMUCAP_cache);
 
-	KUNIT_EXPECT_EQ(test, xen_iommu_capable(dev, IOMMU_CAP_CACHE_COHERENCY),
-			!!(caps & IOMMUCAP_cache));
-	KUNIT_EXPECT_EQ(test,
-			xen_iommu_capable(dev, IOMMU_CAP_ENFORCE_CACHE_COHERENCY),
-			!!(caps & IOMMUCAP_cache));
-	KUNIT_EXPECT_EQ(test, xen_iommu_capable(dev, IOMMU_CAP_DEFERRED_FLUSH),
-			!xt->sim.conf.pv);
-	KUNIT_EXPECT_EQ(test, xen_iommu_capable(dev, IOMMU_CAP_PRE_BOOT_PROTECTION),
-			!(caps & IOMMUCAP_default_identity));
-	KUNIT_EXPECT_FALSE(test, xen_iommu_capable(dev, IOMMU_CAP_DIRTY_TRACKING));
+	/* Without snoop control, DMA on x86 is coherent nevertheless. */
+	EXPECT_EQ(xt->ops->capable(dev, IOMMU_CAP_CACHE_COHERENCY),
+		  IS_ENABLED(CONFIG_X86) || cache);
+	EXPECT_EQ(xt->ops->capable(dev, IOMMU_CAP_ENFORCE_CACHE_COHERENCY), cache);
+	EXPECT_EQ(xt->ops->capable(dev, IOMMU_CAP_PRE_BOOT_PROTECTION), false);
+	EXPECT(!xt->ops->capable(dev, IOMMU_CAP_DIRTY_TRACKING));
+	EXPECT(!xt->ops->capable(dev, IOMMU_CAP_DEFERRED_FLUSH) || xt_is_lazy(xt));
 }
 
 static void probe_refuses_devices_that_are_not_xens(struct kunit *test)
 {
-	struct xt *xt = xt_new(test, test->param_value);
+	struct xt *xt = test->priv;
 	struct device other = { .init_name = "other" };
-	struct xt_dev *dev = &xt->dev[0];
+	struct pci_dev *pdev = &xt->dev[0].pdev;
 
-	KUNIT_ASSERT_EQ(test, xt_setup(xt), 0);
-	KUNIT_EXPECT_EQ(test, xt_probe(xt, 0), 0);
-	xen_iommu_release_device(xt->devp[0]);
-
+	xt_release_dev(xt, 0);
 	/* The IOMMU itself, although Xen may know it. */
-	sim_reset_log(&xt->sim);
-	dev->pdev.class = PCI_CLASS_SYSTEM_IOMMU << 8;
-	KUNIT_EXPECT_EQ(test, xt_probe(xt, 0), -ENODEV);
-	dev->pdev.class = PCI_CLASS_NETWORK_ETHERNET << 8;
+	sim_reset_calls(xt->sim);
+	pdev->class = PCI_CLASS_SYSTEM_IOMMU << 8;
+	EXPECT_EQ(xt_probe(xt, 0), -ENODEV);
+	pdev->class = PCI_CLASS_NETWORK_ETHERNET << 8;
 	/* Segments that the interface cannot name. */
 	xt_env.segment = 0x10000;
-	KUNIT_EXPECT_EQ(test, xt_probe(xt, 0), -ENODEV);
+	EXPECT_EQ(xt_probe(xt, 0), -ENODEV);
 	xt_env.segment = 0;
-	/* Not PCI. */
-	KUNIT_EXPECT_EQ(test, PTR_ERR(__xen_iommu_probe_device(xt->xi, &other)),
-			-ENODEV);
-	KUNIT_EXPECT_EQ(test, xt->sim.traps, 0);
+	EXPECT_EQ(PTR_ERR(xt->ops->probe_device(&other)), -ENODEV);
+	EXPECT_EQ(xt->sim->traps, 0);
 
 	/* Unknown to Xen. */
-	dev->pdev.devfn = PCI_DEVFN(30, 0);
-	KUNIT_EXPECT_EQ(test, xt_probe(xt, 0), -ENODEV);
-	dev->pdev.devfn = PCI_DEVFN(1, 0);
 	xt_env.segment = 1;
-	KUNIT_EXPECT_EQ(test, xt_probe(xt, 0), -ENODEV);
-	xt_env.segment = 0;
+	EXPECT_EQ(xt_probe(xt, 0), -ENODEV);
 	/* No memory is not a reason to do without. */
-	sim_add_fault(&xt->sim, IOMMU_reattach_device, 0, 1, -ENOMEM, 0);
-	KUNIT_EXPECT_EQ(test, xt_probe(xt, 0), -ENOMEM);
-	KUNIT_EXPECT_EQ(test, xt_probe(xt, 0), 0);
-}
+	xt_env.segment = 0;
+	sim_add_fault(xt->sim, IOMMU_reattach_device, 0, 1, -ENOMEM, 0);
+	EXPECT_EQ(xt_probe(xt, 0), -ENOMEM);
 
-static void probe_finds_the_highest_segment(struct kunit *test)
-{
-	struct xt *xt = xt_new(test, &xt_super);
-
-	KUNIT_ASSERT_EQ(test, xt_setup(xt), 0);
-	sim_add_device(&xt->sim, 0xffff, 0, PCI_DEVFN(1, 0));
+	sim_add_device(xt->sim, 0xffff, 0, pdev->devfn);
 	xt_env.segment = 0xffff;
-	KUNIT_EXPECT_EQ(test, xt_probe(xt, 0), 0);
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, xt_domain(xt), 0), 0);
-	KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), xt_ctx(xt->dom[0]));
+	EXPECT_EQ(xt_probe(xt, 0), 0);
+	EXPECT_EQ(xt_attach(xt, xt->domain, 0), 0);
+	EXPECT_EQ(xt_dev_ctx(xt, 0), xt_ctx(xt->domain));
 }
 
-/* Hot-unplug: Xen has heard of it before we do. */
-/* As if it had been in the hands of another domain. */
-static void xt_lend_dev(struct xt *xt, unsigned int i)
+/* Firmware may want a region to stay mapped. */
+static void release_blocks_device(struct kunit *test)
 {
-	struct sim_device *dev = sim_find_device(&xt->sim, 0, 0,
-						 xt->dev[i].pdev.devfn);
+	struct xt *xt = test->priv;
+	u16 blocked;
 
-	((struct sim_ctx *)xa_load(&xt->sim.contexts, dev->ctx))->nr_devices--;
-	dev->ctx = 0;
-	((struct sim_ctx *)xa_load(&xt->sim.contexts, 0))->nr_devices++;
-}
-
-static void bind_finds_device_where_it_should_be(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-
-	xen_iommu = xt->xi;
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, domain, 0), 0);
-	xt_lend_dev(xt, 0);
-	xen_iommu_bus_notify(NULL, BUS_NOTIFY_BOUND_DRIVER, xt->devp[0]);
-	KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), 0);
-	xen_iommu_bus_notify(NULL, BUS_NOTIFY_BIND_DRIVER, xt->devp[0]);
-	KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), xt_ctx(domain));
-	KUNIT_EXPECT_TRUE(test, list_is_singular(&to_xen_domain(domain)->devices));
-
-	/* The blocked domain is no less serious. */
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, &xen_iommu_blocked_domain, 0), 0);
-	xt_lend_dev(xt, 0);
-	xen_iommu_bus_notify(NULL, BUS_NOTIFY_BIND_DRIVER, xt->devp[0]);
-	KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, 0), xt->xi->blocked_ctx);
-	KUNIT_EXPECT_EQ(test, xt_warnings(), 0);
-
-	sim_add_fault(&xt->sim, IOMMU_reattach_device, 0, 1, -EPERM, 0);
-	xen_iommu_bus_notify(NULL, BUS_NOTIFY_BIND_DRIVER, xt->devp[0]);
-	KUNIT_EXPECT_EQ(test, xt_warnings(), 1);
-	xen_iommu = NULL;
+	EXPECT_EQ(xt_attach(xt, xt->ops->blocked_domain, 0), 0);
+	blocked = xt_dev_ctx(xt, 0);
+	for (unsigned int i = 0; i < 2; i++) {
+		EXPECT_EQ(xt_attach(xt, xt->domain, i), 0);
+		xt->dev[i].iommu.require_direct = i;
+		xt_release_dev(xt, i);
+		EXPECT_EQ(xt_dev_ctx(xt, i), i ? 0 : blocked);
+	}
+	EXPECT_EQ(xt_warnings(), 0);
 }
 
 /* Whoever gets the context next would share it with that device. */
 static void release_of_device_that_stays(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	u16 ctx = xt_ctx(domain);
+	struct xt *xt = test->priv;
+	u16 ctx = xt_ctx(xt->domain);
 
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, domain, 1), 0);
-	sim_add_fault(&xt->sim, IOMMU_reattach_device, 0, 1, -EBUSY, 0);
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, &xen_iommu_blocked_domain, 1), -EBUSY);
-	xen_iommu_release_device(xt->devp[1]);
-	KUNIT_EXPECT_EQ(test, xt_warnings(), 1);
-	xt_free_domain(xt, domain);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_lost, 1);
-	KUNIT_EXPECT_NE(test, xt_ctx(xt_domain(xt)), ctx);
+	EXPECT_EQ(xt_attach(xt, xt->domain, 1), 0);
+	sim_add_fault(xt->sim, IOMMU_reattach_device, 0, 100, -EBUSY, 0);
+	EXPECT_EQ(xt_attach(xt, xt->ops->blocked_domain, 1), -EBUSY);
+	xt_release_dev(xt, 1);
+	EXPECT_GE(xt_warnings(), 1);
+	sim_clear_faults(xt->sim);
+	xt_free_domain(xt, xt->domain);
+	xt_expect_lost(xt, ctx);
 }
 
+/* Hot-unplug: Xen has heard of it before. */
 static void release_of_device_that_is_gone(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	struct sim_device *dev;
+	struct xt *xt = test->priv;
+	u16 ctx = xt_ctx(xt->domain);
 
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, domain, 0), 0);
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, domain, 1), 0);
-	dev = sim_find_device(&xt->sim, 0, 0, xt->dev[0].pdev.devfn);
-	((struct sim_ctx *)xa_load(&xt->sim.contexts, dev->ctx))->nr_devices--;
-	dev->gone = true;
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, &xen_iommu_blocked_domain, 0), -ENODEV);
-	xen_iommu_release_device(xt->devp[0]);
-	KUNIT_EXPECT_NULL(test, xt->dev[0].iommu.priv);
-	KUNIT_EXPECT_TRUE(test, list_is_singular(&to_xen_domain(domain)->devices));
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, &xen_iommu_blocked_domain, 1), 0);
-	xt_free_domain(xt, domain);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_lost, 0);
+	EXPECT_EQ(xt_attach(xt, xt->domain, 0), 0);
+	EXPECT_EQ(xt_attach(xt, xt->domain, 1), 0);
+	sim_move_device(xt->sim, xt_sim_dev(xt, 0), 0, true);
+	EXPECT_EQ(xt_attach(xt, xt->ops->blocked_domain, 0), -ENODEV);
+	xt_release_dev(xt, 0);
+	EXPECT_EQ(xt_dev_ctx(xt, 1), ctx);
+	EXPECT_EQ(xt_attach(xt, xt->ops->blocked_domain, 1), 0);
+	xt_free_domain(xt, xt->domain);
+	EXPECT_EQ(xt_warnings(), 0);
+}
+
+/* A function that does DMA as others, too. */
+static void aliases_move_with_the_device(struct kunit *test)
+{
+	struct xt *xt = test->priv;
+	struct pci_dev *pdev = &xt->dev[0].pdev;
+	u16 ctx = xt_ctx(xt->domain);
+	unsigned int known = PCI_DEVFN(1, 1), unknown = PCI_DEVFN(1, 2);
+
+	xt_release_dev(xt, 0);
+	pdev->dma_alias_mask = kunit_kcalloc(test, BITS_TO_LONGS(256),
+					     sizeof(long), GFP_KERNEL);
+	KUNIT_ASSERT_NOT_NULL(test, pdev->dma_alias_mask);
+	__set_bit(known, pdev->dma_alias_mask);
+	__set_bit(unknown, pdev->dma_alias_mask);
+	sim_add_device(xt->sim, 0, 0, known);
+	EXPECT_EQ(xt_probe(xt, 0), 0);
+	EXPECT_EQ(xt_attach(xt, xt->domain, 0), 0);
+	EXPECT_EQ(xt_dev_ctx(xt, 0), ctx);
+	EXPECT_EQ(sim_find_device(xt->sim, 0, 0, known)->ctx, ctx);
+
+	/* All or none. */
+	sim_add_fault(xt->sim, IOMMU_reattach_device, 1, 1, -ENOMEM, 0);
+	EXPECT_EQ(xt_attach(xt, xt->ops->blocked_domain, 0), -ENOMEM);
+	EXPECT_EQ(xt_dev_ctx(xt, 0), ctx);
+	EXPECT_EQ(sim_find_device(xt->sim, 0, 0, known)->ctx, ctx);
+	EXPECT_EQ(xt_attach(xt, xt->ops->blocked_domain, 0), 0);
+	EXPECT_EQ(sim_find_device(xt->sim, 0, 0, known)->ctx, xt_dev_ctx(xt, 0));
+}
+
+/* One device goes, another one with the same requester id stays alive. */
+static void xt_test_shared_id(struct xt *xt, struct sim_device *shared)
+{
+	u16 ctx = xt_ctx(xt->domain);
+
+	for (unsigned int i = 0; i < 2; i++)
+		EXPECT_EQ(xt_probe(xt, i), 0);
+	for (unsigned int i = 0; i < 2; i++)
+		EXPECT_EQ(xt_attach(xt, xt->domain, i), 0);
+	EXPECT_EQ(shared->ctx, ctx);
+	xt_release_dev(xt, 0);
+	EXPECT_EQ(shared->ctx, ctx);
+	EXPECT(xt_sim_dev(xt, 0) == shared || xt_dev_ctx(xt, 0) != ctx);
+	/* And comes back. */
+	EXPECT_EQ(xt_probe(xt, 0), 0);
+	EXPECT_EQ(shared->ctx, ctx);
+	EXPECT_EQ(xt_attach(xt, xt->domain, 0), 0);
+	EXPECT_EQ(xt_warnings(), 0);
+
+	/* All of them move, one after the other. */
+	xt_new_domain(xt);
+	for (unsigned int i = 0; i < 2; i++)
+		EXPECT_EQ(xt_attach(xt, xt->dom[1], i), 0);
+	EXPECT_EQ(shared->ctx, xt_ctx(xt->dom[1]));
+	for (unsigned int i = 0; i < 2; i++)
+		xt_release_dev(xt, i);
+	EXPECT_NE(shared->ctx, xt_ctx(xt->dom[1]));
+	EXPECT_EQ(xt_warnings(), 0);
+}
+
+static void devices_behind_a_bridge(struct kunit *test)
+{
+	struct xt *xt = test->priv;
+
+	xt_make_dev(xt, &xt->bridge, PCI_DEVFN(5, 0));
+	xt->bridge.pcie_cap = 0x40;
+	xt->bridge.pcie_flags_reg = PCI_EXP_TYPE_PCI_BRIDGE << 4;
+	xt->bridge.subordinate = &xt->secondary;
+	xt->secondary.number = 7;
+	xt->secondary.parent = &xt->bus;
+	xt->secondary.self = &xt->bridge;
+	sim_add_device(xt->sim, 0, 7, PCI_DEVFN(0, 0));
+	for (unsigned int i = 0; i < 2; i++) {
+		xt_release_dev(xt, i);
+		xt->dev[i].pdev.bus = &xt->secondary;
+		sim_add_device(xt->sim, 0, 7, xt->dev[i].pdev.devfn);
+	}
+	xt_test_shared_id(xt, sim_find_device(xt->sim, 0, 7, PCI_DEVFN(0, 0)));
+}
+
+/* Volume management: disks in a segment of their own, one requester id. */
+static void devices_behind_vmd(struct kunit *test)
+{
+	struct xt *xt = test->priv;
+
+	xt_env.vmd = &xt->dev[3].pdev;
+	xt_env.vmd_bus = &xt->secondary;
+	xt_release_dev(xt, 3);
+	for (unsigned int i = 0; i < 2; i++) {
+		xt_release_dev(xt, i);
+		xt->dev[i].pdev.bus = &xt->secondary;
+	}
+	xt_test_shared_id(xt, xt_sim_dev(xt, 3));
 }
 
 static int xt_count_regions(struct xt *xt, unsigned int dev,
@@ -2547,320 +1799,334 @@ static int xt_count_regions(struct xt *xt, unsigned int dev,
 	int found = 0;
 	LIST_HEAD(head);
 
-	xen_iommu_get_resv_regions(xt->devp[dev], &head);
+	xt->ops->get_resv_regions(xt_device(xt, dev), &head);
 	list_for_each_entry_safe(region, next, &head, list) {
-		if (region->type == type && region->start == start &&
-		    region->length == length)
-			found++;
-		kfree(region);
+		found += (!length || (region->start == start &&
+				      region->length == length)) &&
+			 region->type == type;
+		xt_kfree(region);
 	}
 	return found;
 }
 
-static struct xt *xt_start_rdm(struct kunit *test, unsigned long quirks)
+static struct xt *xt_start_rdm(struct kunit *test, const struct sim_conf *conf)
 {
-	struct sim_conf conf = xt_super;
-	struct xt *xt;
+	struct xt *xt = xt_new(test, conf);
 
-	conf.quirks = quirks;
-	xt = xt_new(test, &conf);
-	sim_add_rdm(&xt->sim, 0x1000, 16, 0, PCI_DEVFN(1, 0));
-	sim_add_rdm(&xt->sim, 0x2000, 1, 0, PCI_DEVFN(2, 0));
-	sim_add_rdm(&xt->sim, 0x3000, 0, 0, PCI_DEVFN(2, 0));
-	KUNIT_ASSERT_EQ(test, xt_setup(xt), 0);
-	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
-		KUNIT_ASSERT_EQ(test, xt_probe(xt, i), 0);
-	return xt;
+	sim_add_rdm(xt->sim, 0x1000, 16, 0, PCI_DEVFN(1, 0));
+	sim_add_rdm(xt->sim, 0x2000, 1, 0, PCI_DEVFN(2, 0));
+	sim_add_rdm(xt->sim, 0x3000, 0, 0, PCI_DEVFN(2, 0));
+	return xt_start_new(xt);
 }
 
-/* Xen maps all of them for all devices. */
-static void reserved_regions_own_and_others(struct kunit *test)
+/*
+ * As bare metal has them. But where the hypervisor maps them into all contexts,
+ * nothing else can be mapped there.
+ */
+static void reserved_regions_are_those_of_the_device(struct kunit *test)
 {
-	struct xt *xt = xt_start_rdm(test, 0);
-	unsigned int warnings;
+	for (unsigned int i = 0; i < ARRAY_SIZE(xt_confs); i++) {
+		struct xt *xt = xt_start_rdm(test, &xt_confs[i]);
+		bool empty = xt_has(xt, IOMMUCAP_alloc_empty);
 
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_rdm, 2);
-	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 0, IOMMU_RESV_DIRECT, 0x1000000,
-					       0x10000), 1);
-	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 0, IOMMU_RESV_RESERVED, 0x2000000,
-					       0x1000), 1);
-	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 1, IOMMU_RESV_RESERVED, 0x1000000,
-					       0x10000), 1);
-	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 1, IOMMU_RESV_DIRECT, 0x2000000,
-					       0x1000), 1);
-	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 2, IOMMU_RESV_RESERVED, 0x1000000,
-					       0x10000), 1);
-	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 2, IOMMU_RESV_RESERVED, 0x2000000,
-					       0x1000), 1);
-	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 0, IOMMU_RESV_MSI,
-					       MSI_RANGE_START, MSI_RANGE_SIZE),
-			IS_ENABLED(CONFIG_X86));
-	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 0, IOMMU_RESV_RESERVED,
-					       HT_RANGE_START, HT_RANGE_SIZE),
-			xen_iommu_has_ht_range());
+		for (unsigned int dev = 0; dev < 3; dev++) {
+			EXPECT_EQ(xt_count_regions(xt, dev, IOMMU_RESV_DIRECT,
+						   0x1000000, 0x10000),
+				  dev == 0 && empty);
+			EXPECT_EQ(xt_count_regions(xt, dev, IOMMU_RESV_DIRECT,
+						   0x2000000, 0x1000),
+				  dev == 1 && empty);
+			EXPECT_EQ(xt_count_regions(xt, dev, IOMMU_RESV_RESERVED,
+						   0x1000000, 0x10000), !empty);
+			EXPECT_EQ(xt_count_regions(xt, dev, IOMMU_RESV_RESERVED,
+						   0x2000000, 0x1000), !empty);
+		}
+		EXPECT_EQ(xt_count_regions(xt, 0, IOMMU_RESV_MSI, 0, 0),
+			  IS_ENABLED(CONFIG_X86));
 
-	xt->dev[0].pdev.class = PCI_CLASS_SERIAL_USB_XHCI;
-	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 0, IOMMU_RESV_DIRECT_RELAXABLE,
-					       0x1000000, 0x10000), 1);
-	xt->dev[0].pdev.class = PCI_CLASS_DISPLAY_VGA << 8;
-	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 0, IOMMU_RESV_DIRECT_RELAXABLE,
-					       0x1000000, 0x10000), 1);
-	xt->dev[0].pdev.class = PCI_CLASS_NETWORK_ETHERNET << 8;
-	KUNIT_EXPECT_EQ(test, xt_warnings(), 0);
+		/* Firmware seldom uses these. */
+		xt->dev[0].pdev.class = PCI_CLASS_SERIAL_USB_XHCI;
+		EXPECT_EQ(xt_count_regions(xt, 0, IOMMU_RESV_DIRECT_RELAXABLE,
+					   0x1000000, 0x10000), empty);
+		xt->dev[0].pdev.class = PCI_CLASS_DISPLAY_VGA << 8;
+		EXPECT_EQ(xt_count_regions(xt, 0, IOMMU_RESV_DIRECT_RELAXABLE,
+					   0x1000000, 0x10000), empty);
+		EXPECT_EQ(xt_warnings(), 0);
+		xt_stop(test);
+	}
+}
 
-	/* Refused for the device: each may be its own. */
-	warnings = xt_warnings();
-	sim_add_fault(&xt->sim, SIM_MEMORY_OP, 0, 1, -EPERM, 0);
-	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 2, IOMMU_RESV_DIRECT, 0x1000000,
-					       0x10000), 1);
-	KUNIT_EXPECT_EQ(test, xt_warnings(), warnings + 1);
-	sim_clear_faults(&xt->sim);
-	sim_add_fault(&xt->sim, SIM_MEMORY_OP, 1, 1, -EFAULT, 0);
-	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 1, IOMMU_RESV_DIRECT, 0x1000000,
-					       0x10000), 1);
-	KUNIT_EXPECT_EQ(test, xt_warnings(), warnings + 2);
+/* What the core, and a user of another device, can do there. */
+static void reserved_regions_in_contexts(struct kunit *test)
+{
+	for (unsigned int i = 0; i < ARRAY_SIZE(xt_confs); i++) {
+		struct xt *xt = xt_start_rdm(test, &xt_confs[i]);
+		phys_addr_t start = 0x1000000;
+		bool there;
+
+		for (unsigned int j = 0; j < 4; j++) {
+			bool direct = j & 1;
+			int ret;
+
+			/* Anything, as long as its device is not there. */
+			there = j & 2;
+			if (there)
+				EXPECT_EQ(xt_attach(xt, xt->domain, 0), 0);
+			ret = iommu_map(xt->domain, start, direct ? start : XT_PHYS,
+					SZ_64K, XT_RW, GFP_KERNEL);
+			if (!xt_has(xt, IOMMUCAP_alloc_empty))
+				EXPECT(ret == -EADDRNOTAVAIL || ret == -EADDRINUSE);
+			else if (!xt->sim->conf.pv)
+				EXPECT_EQ(ret, there && !direct ? -EADDRNOTAVAIL : 0);
+			iommu_unmap(xt->domain, start, SZ_64K);
+			EXPECT_EQ(xt_nr_frames(xt), 0);
+		}
+		xt_stop(test);
+	}
 }
 
 /* One warning, never silence, and all else works. */
 static void reserved_regions_query_refused(struct kunit *test)
 {
-	static const int errors[] = { -EPERM, XT_NO_HYPERCALL, -EFAULT };
+	static const struct {
+		unsigned int skip;
+		int error;
+	} faults[] = { { 0, -EPERM }, { 0, -ENOSYS }, { 1, -EFAULT }, { 0, 0 } };
 
-	for (unsigned int i = 0; i < ARRAY_SIZE(errors); i++) {
-		struct xt *xt = xt_new(test, &xt_super);
+	for (unsigned int i = 0; i < ARRAY_SIZE(faults); i++) {
+		struct sim_conf conf = xt_confs[i & 1 ? 0 : 4];
+		struct xt *xt;
 
-		sim_add_rdm(&xt->sim, 0x1000, 16, 0, PCI_DEVFN(1, 0));
-		sim_add_fault(&xt->sim, SIM_MEMORY_OP, i == 2 ? 1 : 0, 1000,
-			      errors[i], 0);
-		KUNIT_ASSERT_EQ(test, xt_setup(xt), 0);
-		KUNIT_EXPECT_EQ(test, xt_warnings(), 1);
-		KUNIT_ASSERT_EQ(test, xt_probe(xt, 0), 0);
-		KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 0, IOMMU_RESV_DIRECT,
-						       0x1000000, 0x10000), 0);
-		KUNIT_EXPECT_EQ(test, xt_warnings(), 1);
-		KUNIT_EXPECT_EQ(test, xt_map(xt_domain(xt), XT_IOVA, XT_PHYS, 1), 0);
+		if (!faults[i].error)
+			conf.quirks |= SIM_RDM_GROWS;
+		xt = xt_new(test, &conf);
+		sim_add_rdm(xt->sim, 0x1000, 16, 0, PCI_DEVFN(1, 0));
+		if (faults[i].error)
+			sim_add_fault(xt->sim, SIM_MEMORY_OP, faults[i].skip, 1000,
+				      faults[i].error, 0);
+		xt_start_new(xt);
+		EXPECT_EQ(xt_count_regions(xt, 0, IOMMU_RESV_DIRECT, 0x1000000,
+					   0x10000), 0);
+		EXPECT_GE(xt_warnings(), 1);
+		EXPECT_EQ(xt_map(xt, 0, 0, 1), 0);
 		xt_stop(test);
 	}
 }
 
-static void reserved_regions_that_grow(struct kunit *test)
-{
-	struct xt *xt = xt_start_rdm(test, SIM_RDM_GROWS);
+/*
+ * Faults of devices
+ */
 
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_rdm, 0);
-	KUNIT_EXPECT_EQ(test, xt_warnings(), 1);
+struct xt_seen {
+	struct device *dev;
+	unsigned long iova;
+	int flags;
+	unsigned int nr;
+};
+
+static int xt_fault_handler(struct iommu_domain *domain, struct device *dev,
+			    unsigned long iova, int flags, void *token)
+{
+	struct xt_seen *seen = token;
+
+	seen->dev = dev;
+	seen->iova = iova;
+	seen->flags = flags;
+	seen->nr++;
+	return 0;
 }
 
-static void no_reserved_regions_no_warning(struct kunit *test)
+static void faults_are_reported(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
+	struct xt *xt = test->priv;
+	struct xt_seen seen = {};
 
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_rdm, 0);
-	KUNIT_EXPECT_EQ(test, xt->sim.calls[SIM_MEMORY_OP], 1);
-	KUNIT_EXPECT_EQ(test, xt_count_regions(xt, 0, IOMMU_RESV_DIRECT, 0, 0), 0);
-	KUNIT_EXPECT_EQ(test, xt_warnings(), 0);
+	if (!xt_has(xt, IOMMUCAP_faults))
+		kunit_skip(test, "no fault reports");
+	EXPECT_EQ(xt_attach(xt, xt->domain, 1), 0);
+	for (unsigned int i = 0; i < 2; i++) {
+		sim_report_fault(xt->sim, xt_sim_dev(xt, 1), 0x1234567,
+				 i ? IOMMU_FAULT_write : 0, 5);
+		flush_delayed_work(&xen_iommu->faults);
+		EXPECT_EQ(xt_warnings(), 1);
+		EXPECT_EQ(seen.nr, i);
+		if (!i)
+			iommu_set_fault_handler(xt->domain, xt_fault_handler, &seen);
+	}
+	EXPECT(seen.dev == xt_device(xt, 1));
+	EXPECT_EQ(seen.iova, 0x1234567);
+	EXPECT_EQ(seen.flags, IOMMU_FAULT_WRITE);
+
+	/* A device in no domain, and one that Linux does not have. */
+	sim_report_fault(xt->sim, xt_sim_dev(xt, 2), 0, 0, 5);
+	xt_release_dev(xt, 3);
+	sim_report_fault(xt->sim, xt_sim_dev(xt, 3), 0, 0, 5);
+	flush_delayed_work(&xen_iommu->faults);
+	EXPECT_EQ(xt_warnings(), 3);
+	EXPECT_EQ(seen.nr, 1);
+}
+
+/* What there is no room for costs nothing but a counter. */
+static void storm_of_faults(struct kunit *test)
+{
+	struct xt *xt = test->priv;
+	struct xt_seen seen = {};
+
+	if (!xt_has(xt, IOMMUCAP_faults))
+		kunit_skip(test, "no fault reports");
+	EXPECT_EQ(xt_attach(xt, xt->domain, 1), 0);
+	iommu_set_fault_handler(xt->domain, xt_fault_handler, &seen);
+	sim_reset_calls(xt->sim);
+	for (unsigned int i = 0; i < 10000; i++)
+		sim_report_fault(xt->sim, xt_sim_dev(xt, 1), i, 0, 5);
+	do
+		flush_delayed_work(&xen_iommu->faults);
+	while (delayed_work_pending(&xen_iommu->faults));
+	EXPECT_EQ(seen.nr, SIM_FAULT_RING);
+	EXPECT_LE(xt->sim->traps, SIM_FAULT_RING / 16 + 1);
+	EXPECT_EQ(xt_warnings(), 0);
+	/* Then it is said how many they were. */
+	sim_report_fault(xt->sim, xt_sim_dev(xt, 1), 0, 0, 5);
+	flush_delayed_work(&xen_iommu->faults);
+	EXPECT_EQ(seen.nr, SIM_FAULT_RING + 1);
+	EXPECT_EQ(xt_warnings(), 1);
 }
 
 /*
  * Initialisation
  */
 
-static void init_only_if_needed(struct kunit *test)
+static void init_once(struct kunit *test)
 {
-	struct xt *xt = xt_start(test, test->param_value);
-	bool done = xt->sim.conf.quirks & SIM_INITIALISED;
+	struct xt *xt = test->priv;
 
-	KUNIT_EXPECT_EQ(test, xt->sim.calls[IOMMU_init], done ? 0 : 1);
-	KUNIT_EXPECT_EQ(test, xt->sim.calls[IOMMU_query_capabilities], done ? 1 : 2);
-	KUNIT_EXPECT_EQ(test, xt->xi->inherited, done);
-	KUNIT_EXPECT_EQ(test, xt->xi->max_ctx, xt->sim.max_ctx);
-	KUNIT_EXPECT_EQ(test, xt->xi->max_iova, XT_MAX_IOVA);
-	KUNIT_EXPECT_EQ(test, xt->xi->pool_order < 0, done);
-	KUNIT_EXPECT_EQ(test, xt_warnings(), 0);
+	EXPECT_EQ(xt->sim->calls[IOMMU_init], 1);
+	EXPECT_EQ(xt->sim->calls[IOMMU_query_capabilities], 2);
+	EXPECT_EQ(xt_env.sysfs, 1);
+	EXPECT_EQ(xt_env.isolated_msi,
+		  IS_ENABLED(CONFIG_X86) && xt_has(xt, IOMMUCAP_isolated_msi));
+	EXPECT(xt_env.acs);
+	EXPECT_EQ(!!xt_env.virq, xt_has(xt, IOMMUCAP_faults));
+	EXPECT_EQ(xt_warnings(), 0);
 }
 
 /* From 64 MiB to 16 TiB; the hypervisor objects to unsafe values itself. */
 static void init_sizes_follow_memory(struct kunit *test)
 {
-	for (unsigned int shift = 26; shift <= 44; shift += 3) {
-		struct xt *xt = xt_new(test, &xt_super);
-		u64 pages = BIT_ULL(shift - XEN_PAGE_SHIFT);
+	for (unsigned int shift = 26; shift <= 44; shift += 3)
+		for (unsigned int i = 0; i < ARRAY_SIZE(xt_confs); i++) {
+			struct xt *xt = xt_new(test, &xt_confs[i]);
+			u64 pages = BIT_ULL(shift - XEN_PAGE_SHIFT);
 
-		xt_env.ram_pages = BIT(shift - PAGE_SHIFT);
-		KUNIT_EXPECT_EQ(test, xt_setup(xt), 0);
-		KUNIT_EXPECT_GE(test, xt->xi->max_ctx, XEN_IOMMU_MIN_CTX);
-		KUNIT_EXPECT_LE(test, xt->xi->max_ctx, XEN_IOMMU_MAX_CTX);
-		/* Enough to map all of it, page by page. */
-		if (shift < 40)
-			KUNIT_EXPECT_GE(test, xt->sim.pool, pages / 512);
-		KUNIT_EXPECT_LE(test, xt->sim.pool, max(pages / 16, 8192ULL));
+			xt_env.ram_pages = BIT(shift - PAGE_SHIFT);
+			xt_start_new(xt);
+			EXPECT_GE(xt->sim->max_ctx, 64);
+			/* Enough to map all of it, page by page. */
+			if (shift < 39)
+				EXPECT_GE(xt->sim->pool, pages / 512);
+			EXPECT_LE(xt->sim->pool, max(pages / 16, 8192ULL));
+			EXPECT_EQ(xt_warnings(), 0);
+			xt_stop(test);
+		}
+}
+
+/* What is out of range is clamped, with one warning. */
+static void init_parameters_stay_safe(struct kunit *test)
+{
+	static const struct {
+		unsigned int contexts, order;
+		u16 max_ctx;
+		unsigned int got;
+		int warnings;
+	} params[] = {
+		{ 1, 0, 2, 0, 1 }, { 2, 1, 2, 6, 1 }, { 100, 12, 100, 12, 0 },
+		{ 0xffff, 21, 0xfffe, 20, 2 }, { UINT_MAX, UINT_MAX, 0xfffe, 20, 2 },
+	};
+
+	for (unsigned int i = 0; i < ARRAY_SIZE(params); i++) {
+		struct xt *xt = xt_new(test, &xt_confs[4]);
+
+		xen_iommu_contexts = params[i].contexts;
+		xen_iommu_pool_order = params[i].order;
+		EXPECT_EQ(xt_boot(xt), 0);
+		EXPECT_EQ(xt->sim->max_ctx, params[i].max_ctx);
+		if (params[i].got)
+			EXPECT_EQ(xt->sim->pool, BIT_ULL(params[i].got));
+		EXPECT_EQ(xt_warnings(), params[i].warnings);
 		xt_stop(test);
 	}
 }
 
-static void init_parameters_stay_safe(struct kunit *test)
+/* Limits that are told, in structures of any size, or that have to be found. */
+static void init_stays_below_limits(struct kunit *test)
 {
-	static const struct {
-		unsigned int contexts;
-		int order;
-		u16 max_ctx;
-	} params[] = {
-		{ 1, 0, 2 }, { 2, 1, 2 }, { 100, 12, 100 },
-		{ 0xffff, 21, 0xfffe }, { UINT_MAX, INT_MAX, 0xfffe },
-		{ 10, INT_MIN, 10 },
-	};
+	static const size_t sizes[] = { 8, 16, 4, 0 };
 
-	for (unsigned int i = 0; i < ARRAY_SIZE(params); i++) {
-		struct xt *xt = xt_new(test, &xt_super);
+	for (unsigned int i = 0; i < 2 * ARRAY_SIZE(sizes); i++) {
+		struct sim_conf conf = xt_confs[i & 1 ? 0 : 4];
+		struct xt *xt;
 
-		xen_iommu_contexts = params[i].contexts;
-		xen_iommu_pool_order = params[i].order;
-		KUNIT_EXPECT_EQ(test, xt_setup(xt), 0);
-		KUNIT_EXPECT_EQ(test, xt->xi->max_ctx, params[i].max_ctx);
-		if (params[i].order > 0)
-			KUNIT_EXPECT_EQ(test, xt->xi->pool_order,
-					min(params[i].order, XEN_IOMMU_MAX_ORDER));
-		xen_iommu_contexts = 0;
-		xen_iommu_pool_order = -1;
+		conf.limits = (struct pv_iommu_limits) { 64, 9 };
+		xt = xt_new(test, &conf);
+		xt->sim->limits_size = sizes[i / 2];
+		xt_start_new(xt);
+		EXPECT_LE(xt->sim->max_ctx, 64);
+		EXPECT_GE(xt->sim->max_ctx, 16);
+		EXPECT_EQ(xt->sim->pool, BIT_ULL(9));
 		xt_stop(test);
 	}
 }
 
 static void init_tries_smaller_pools(struct kunit *test)
 {
-	struct xt *xt = xt_new(test, &xt_super);
-	int order;
+	struct xt *xt = xt_new(test, &xt_confs[0]);
 
-	order = xen_iommu_default_order(256);
-	sim_add_fault(&xt->sim, IOMMU_init, 0, 3, -ENOMEM, 0);
-	KUNIT_EXPECT_EQ(test, xt_setup(xt), 0);
-	KUNIT_EXPECT_EQ(test, xt->sim.calls[IOMMU_init], 4);
-	KUNIT_EXPECT_EQ(test, xt->xi->pool_order, order - 3);
-	KUNIT_EXPECT_EQ(test, xt->sim.pool, BIT_ULL(order - 3));
+	sim_add_fault(xt->sim, IOMMU_init, 0, 3, -ENOMEM, 0);
+	xt_start_new(xt);
+	EXPECT_EQ(xt->sim->calls[IOMMU_init], 4);
 	xt_stop(test);
 
 	/* But not for ever. */
-	xt = xt_new(test, &xt_super);
-	sim_add_fault(&xt->sim, IOMMU_init, 0, 1000, -ENOMEM, 0);
-	KUNIT_EXPECT_EQ(test, xt_setup(xt), -ENOMEM);
-	KUNIT_EXPECT_EQ(test, xt->sim.calls[IOMMU_init],
-			order - XEN_IOMMU_MIN_ORDER + 1);
+	xt = xt_new(test, &xt_confs[0]);
+	sim_add_fault(xt->sim, IOMMU_init, 0, 1000, -ENOMEM, 0);
+	EXPECT_NE(xt_boot(xt), 0);
+	EXPECT_LE(xt->sim->calls[IOMMU_init], 200);
 }
 
-/* A draft reports the error of the allocation that follows. */
-static void init_failure_is_an_error(struct kunit *test)
+/* Where it does not begin, there is one line, and nothing is left. */
+static void init_failures(struct kunit *test)
 {
-	struct sim_conf conf = xt_super;
-	struct xt *xt;
+	static const struct {
+		unsigned long quirks;
+		u32 pgsize_mask;
+		unsigned int subop, skip;
+		int error;
+	} failures[] = {
+		/* A draft reports the error of the allocation that follows. */
+		{ SIM_INIT_FALLS_THROUGH, SZ_4K, IOMMU_init, 0, -ENOMEM },
+		{ SIM_INIT_IDLE, SZ_4K },
+		{ 0, SZ_4K, IOMMU_init, 0, -EACCES },
+		{ 0, SZ_4K, IOMMU_query_capabilities, 1, -EFAULT },
+		{ 0, 0 }, { 0, SZ_2M }, { 0, SZ_2M | SZ_1G }, { 0, 0xfff },
+	};
 
-	conf.quirks = SIM_INIT_FALLS_THROUGH;
-	xt = xt_new(test, &conf);
-	sim_add_fault(&xt->sim, IOMMU_init, 0, 1000, -ENOMEM, 0);
-	KUNIT_EXPECT_EQ(test, xt_setup(xt), -ENOSPC);
-	xt_stop(test);
-
-	conf.quirks = SIM_INIT_IDLE;
-	xt = xt_new(test, &conf);
-	KUNIT_EXPECT_EQ(test, xt_setup(xt), -ENODEV);
-	xt_stop(test);
-
-	xt = xt_new(test, &xt_super);
-	sim_add_fault(&xt->sim, IOMMU_init, 0, 1, -EACCES, 0);
-	KUNIT_EXPECT_EQ(test, xt_setup(xt), -EACCES);
-	xt_stop(test);
-
-	/* The second query. */
-	xt = xt_new(test, &xt_super);
-	sim_add_fault(&xt->sim, IOMMU_query_capabilities, 1, 1, -EFAULT, 0);
-	KUNIT_EXPECT_EQ(test, xt_setup(xt), -EFAULT);
-}
-
-static void setup_declines_quietly(struct kunit *test)
-{
-	static const int errors[] = { XT_NO_HYPERCALL, -ENODEV, -EPERM, -EOPNOTSUPP };
-
-	for (unsigned int i = 0; i < ARRAY_SIZE(errors); i++) {
-		struct xt *xt = xt_new(test, &xt_super);
-
-		sim_add_fault(&xt->sim, IOMMU_query_capabilities, 0, 100,
-			      errors[i], 0);
-		KUNIT_EXPECT_EQ(test, xt_setup(xt), errors[i]);
-		KUNIT_EXPECT_EQ(test, xt->sim.traps, 1);
-		KUNIT_EXPECT_EQ(test, xt_warnings(), 0);
-		xt_stop(test);
-	}
-}
-
-static void setup_needs_a_page_size_that_serves(struct kunit *test)
-{
-	static const u32 masks[] = { 0, SZ_2M, SZ_2M | SZ_1G, 0xfff };
-
-	for (unsigned int i = 0; i < ARRAY_SIZE(masks); i++) {
-		struct sim_conf conf = xt_super;
+	for (unsigned int i = 0; i < ARRAY_SIZE(failures); i++) {
+		struct sim_conf conf = xt_confs[4];
 		struct xt *xt;
 
-		conf.pgsize_mask = masks[i];
+		conf.quirks = failures[i].quirks;
+		conf.pgsize_mask = failures[i].pgsize_mask;
 		xt = xt_new(test, &conf);
-		KUNIT_EXPECT_EQ(test, xt_setup(xt), -ENODEV);
-		KUNIT_EXPECT_EQ(test, xt_warnings(), 1);
+		if (failures[i].error)
+			sim_add_fault(xt->sim, failures[i].subop, failures[i].skip,
+				      1000, failures[i].error, 0);
+		EXPECT_NE(xt_boot(xt), 0);
+		EXPECT_EQ(xt_lines(), 1 + xt_warnings());
 		xt_stop(test);
 	}
 }
 
-static void xt_init_env(bool domain, bool pv, bool initial)
-{
-	xt_env.domain = domain;
-	xt_env.pv = pv;
-	xt_env.initial = initial;
-}
-
-/* The driver's own way in: early, then registration. */
-static void initcalls_register_the_iommu(struct kunit *test)
-{
-	for (unsigned int i = 0; i < 3; i++) {
-		/* plain, pv_scattered, and interrupts that are remapped */
-		struct sim_conf conf = xt_confs[i == 1 ? 4 : 0];
-		struct iommu_device *iommu;
-		struct xt *xt;
-
-		if (i == 2)
-			conf.caps |= IOMMUCAP_isolated_msi;
-		xt = xt_new(test, &conf);
-
-		xt_init_env(true, i == 1, true);
-		KUNIT_EXPECT_EQ(test, xen_iommu_early_init(), 0);
-		KUNIT_ASSERT_NOT_NULL(test, xen_iommu);
-		KUNIT_EXPECT_TRUE(test, xt_env.acs);
-		KUNIT_EXPECT_EQ(test, xt_env.isolated_msi,
-				IS_ENABLED(CONFIG_X86) && i == 2);
-		KUNIT_EXPECT_EQ(test, xt_env.registered, 0);
-		KUNIT_EXPECT_EQ(test, xen_iommu_init(), 0);
-		KUNIT_EXPECT_EQ(test, xt_env.registered, 1);
-		KUNIT_EXPECT_PTR_EQ(test, xt_env.nb, &xen_iommu_nb);
-		KUNIT_EXPECT_EQ(test, xt_env.sysfs, 1);
-		KUNIT_EXPECT_PTR_EQ(test, xt_env.ops, &xen_iommu->ops);
-		KUNIT_EXPECT_PTR_EQ(test, xt_env.stats, xen_iommu);
-		KUNIT_EXPECT_PTR_EQ(test, xt_env.stats_fops, &xen_iommu_stats_fops);
-		KUNIT_EXPECT_EQ(test, !!xen_iommu->hyp->pfn_to_gfn, i == 1);
-		if (i == 1)
-			KUNIT_EXPECT_EQ(test, xen_iommu->hyp->pfn_to_gfn(5),
-					sim_pfn_to_gfn(5));
-
-		iommu = xen_iommu_probe_device(xt->devp[0]);
-		KUNIT_EXPECT_PTR_EQ(test, iommu, &xen_iommu->iommu);
-		KUNIT_EXPECT_EQ(test, xt_map_pieces(xt_domain(xt), XT_IOVA, XT_PHYS,
-						    60), 0);
-		KUNIT_EXPECT_EQ(test, xt_unmap(xt->dom[0], XT_IOVA, 60), 60);
-
-		xt_kfree(xt->xi);
-		xt->xi = xen_iommu;
-		xt->ready = true;
-		xen_iommu = NULL;
-		xt_stop(test);
-	}
-}
-
-static void initcalls_decline_quietly(struct kunit *test)
+static void init_declines_quietly(struct kunit *test)
 {
 	static const struct {
 		bool domain, initial, enable;
@@ -2869,336 +2135,110 @@ static void initcalls_decline_quietly(struct kunit *test)
 	} envs[] = {
 		{ false, false, true, 0, 0 },		/* bare metal */
 		{ true, true, false, 0, 0 },		/* switched off */
-		{ true, false, true, XT_NO_HYPERCALL, 1 },	/* domU */
-		{ true, true, true, XT_NO_HYPERCALL, 1 },	/* dom0 of an older Xen */
+		{ true, false, true, -ENOSYS, 1 },	/* domU */
+		{ true, true, true, -ENOSYS, 1 },	/* dom0 of an older Xen */
+		{ true, true, true, -ENODEV, 1 },	/* of one without an IOMMU */
+		{ true, true, true, -EPERM, 1 },
+		{ true, true, true, -EOPNOTSUPP, 1 },
 	};
 
 	for (unsigned int i = 0; i < ARRAY_SIZE(envs); i++) {
-		struct xt *xt = xt_new(test, &xt_super);
+		struct xt *xt = xt_new(test, &xt_confs[0]);
 
-		xt_init_env(envs[i].domain, false, envs[i].initial);
+		xt_env.domain = envs[i].domain;
+		xt_env.initial = envs[i].initial;
 		xen_iommu_enable = envs[i].enable;
 		if (envs[i].error)
-			sim_add_fault(&xt->sim, IOMMU_query_capabilities, 0, 100,
+			sim_add_fault(xt->sim, IOMMU_query_capabilities, 0, 100,
 				      envs[i].error, 0);
-		KUNIT_EXPECT_EQ(test, xen_iommu_early_init(), 0);
-		KUNIT_EXPECT_NULL(test, xen_iommu);
-		KUNIT_EXPECT_EQ(test, xen_iommu_init(), 0);
-		KUNIT_EXPECT_EQ(test, xt_env.registered, 0);
-		KUNIT_EXPECT_FALSE(test, xt_env.acs);
-		KUNIT_EXPECT_EQ(test, xt->sim.traps, envs[i].traps);
-		KUNIT_EXPECT_EQ(test, xt_warnings(), 0);
-		xen_iommu_enable = true;
+		EXPECT_EQ(xt_early_init(), 0);
+		EXPECT_EQ(xt_late_init(), 0);
+		EXPECT(!xt_env.ops && !xt_env.acs && !xt_env.virq);
+		EXPECT_EQ(xt->sim->traps, envs[i].traps);
+		EXPECT_EQ(xt_warnings(), 0);
 		xt_stop(test);
 	}
 }
 
-static void initcall_failures_leave_nothing(struct kunit *test)
-{
-	for (unsigned int i = 0; i < 3; i++) {
-		struct xt *xt = xt_new(test, &xt_super);
-
-		xt_init_env(true, false, true);
-		if (i == 2) {
-			xt_env.fail_at = 1;
-			KUNIT_EXPECT_EQ(test, xen_iommu_early_init(), -ENOMEM);
-		} else {
-			KUNIT_EXPECT_EQ(test, xen_iommu_early_init(), 0);
-			xt_env.sysfs_ret = i ? 0 : -EEXIST;
-			xt_env.register_ret = i ? -EBUSY : 0;
-			KUNIT_EXPECT_EQ(test, xen_iommu_init(), i ? -EBUSY : -EEXIST);
-			KUNIT_EXPECT_EQ(test, xt_env.sysfs, 0);
-			KUNIT_EXPECT_GE(test, xt_warnings(), 1);
-			KUNIT_EXPECT_EQ(test, sim_nr_contexts(&xt->sim), 0);
-		}
-		KUNIT_EXPECT_NULL(test, xen_iommu);
-		xt_stop(test);
-	}
-}
-
-/*
- * Kexec
- */
-
-static void inherited_devices_are_blocked(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	bool inherited = xt->sim.conf.quirks & SIM_INITIALISED;
-
-	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
-		KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, i),
-				inherited ? xt->xi->blocked_ctx : 0);
-	KUNIT_EXPECT_TRUE(test, !inherited || xt->xi->blocked_ctx);
-}
-
-/* With contexts of a dead kernel, one of them with a device. */
-static struct xt *xt_start_inherited(struct kunit *test, u32 caps, int *busy)
-{
-	struct sim_conf conf = xt_super;
-	struct xt *xt;
-
-	conf.caps |= caps;
-	conf.quirks = SIM_INITIALISED;
-	conf.max_ctx = 6;
-	conf.pool = 100;
-	xt = xt_new(test, &conf);
-	*busy = sim_add_stale_ctx(&xt->sim, 3);
-	while (sim_nr_contexts(&xt->sim) < 5)
-		sim_add_stale_ctx(&xt->sim, 600);
-	sim_add_device(&xt->sim, 0, 7, 7);
-	sim_find_device(&xt->sim, 0, 7, 7)->ctx = *busy;
-	((struct sim_ctx *)xa_load(&xt->sim.contexts, *busy))->nr_devices++;
-	((struct sim_ctx *)xa_load(&xt->sim.contexts, 0))->nr_devices--;
-
-	KUNIT_ASSERT_EQ(test, xt_setup(xt), 0);
-	KUNIT_EXPECT_TRUE(test, xt->xi->inherited);
-	KUNIT_EXPECT_EQ(test, xt_probe(xt, 0), 0);
-	return xt;
-}
-
-static void inherited_contexts_are_reclaimed(struct kunit *test)
-{
-	int busy;
-	struct xt *xt = xt_start_inherited(test, IOMMUCAP_runs, &busy);
-
-	xt->sim.full_ok = true;
-	for (unsigned int i = 0; i < 4; i++) {
-		struct iommu_domain *domain = xt_domain(xt);
-
-		KUNIT_EXPECT_NE(test, xt_ctx(domain), busy);
-		KUNIT_EXPECT_NE(test, xt_ctx(domain), xt->xi->blocked_ctx);
-		KUNIT_EXPECT_EQ(test, xt_map(domain, 0x1000 * XT_4K, XT_PHYS, 5), 0);
-	}
-	KUNIT_EXPECT_EQ(test, PTR_ERR(xt_alloc_domain(xt)), -ENOSPC);
-	xt->contexts_ok = 1;
-}
-
-/* Hypervisors without extensions may not survive that. */
-static void inherited_contexts_are_left_to_drafts(struct kunit *test)
-{
-	int busy;
-	struct xt *xt = xt_start_inherited(test, 0, &busy);
-
-	KUNIT_EXPECT_EQ(test, PTR_ERR(xt_alloc_domain(xt)), -ENOSPC);
-	KUNIT_EXPECT_EQ(test, xt->sim.calls[IOMMU_free_context], 0);
-	xt->contexts_ok = 5;
-}
-
-static void shutdown_for_kexec_leaves_nothing(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt), *other = xt_domain(xt);
-
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
-	KUNIT_EXPECT_EQ(test, xt_map(other, XT_IOVA, XT_PHYS, 20), 0);
-	KUNIT_EXPECT_EQ(test, xt_unmap_queued(other, XT_IOVA, 20), 20);
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, domain, 0), 0);
-	KUNIT_EXPECT_EQ(test, xt_attach(xt, other, 1), 0);
-
-	/* Power off: nothing to do. */
-	sim_reset_log(&xt->sim);
-	xen_iommu_shutdown(xt->xi);
-	KUNIT_EXPECT_EQ(test, xt->sim.traps, 0);
-
-	xt_env.kexec = true;
-	xen_iommu_shutdown(xt->xi);
-	xt_env.kexec = false;
-	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
-		KUNIT_EXPECT_EQ(test, xt_dev_ctx(xt, i), 0);
-	KUNIT_EXPECT_EQ(test, xt->sim.refs, 0);
-	KUNIT_EXPECT_EQ(test, sim_nr_contexts(&xt->sim),
-			xt->sim.leaked);
-
-	/* Nothing runs after that but the next kernel. */
-	list_del(&to_xen_domain(domain)->list);
-	list_del(&to_xen_domain(other)->list);
-	xt->nr_doms = 0;
-	xt_kfree(to_xen_domain(domain));
-	xt_kfree(to_xen_domain(other));
-	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
-		xen_iommu_release_device(xt->devp[i]);
-	xen_iommu_free(xt->xi);
-	xt->ready = false;
-	xt->contexts_ok = sim_nr_contexts(&xt->sim);
-}
-
-/* The hypervisor objects if a context with mappings is freed. */
-static void shutdown_for_kexec_leaves_lost_contexts(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	u16 ctx = xt_ctx(domain);
-
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
-	xt_limit_unmaps(xt, 4, -EIO);
-	xt_free_domain(xt, domain);
-	sim_clear_faults(&xt->sim);
-	KUNIT_EXPECT_EQ(test, xt->xi->nr_lost, 1);
-	xt_env.kexec = true;
-	xen_iommu_shutdown(xt->xi);
-	xt_env.kexec = false;
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, ctx), 16);
-	xt->xi->blocked_ctx = XEN_IOMMU_NO_CTX;
-	xt->xi->identity_ctx = XEN_IOMMU_NO_CTX;
-}
-
-static void shutdown_for_kexec_keeps_what_is_stuck(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	u16 ctx = xt_ctx(domain);
-
-	KUNIT_EXPECT_EQ(test, xt_map(domain, XT_IOVA, XT_PHYS, 20), 0);
-	xt_limit_unmaps(xt, 4, -EIO);
-	xt_env.kexec = true;
-	/* The hypervisor objects if a context with mappings is freed. */
-	xen_iommu_shutdown(xt->xi);
-	xt_env.kexec = false;
-	KUNIT_EXPECT_EQ(test, sim_nr_frames(&xt->sim, ctx), 16);
-	xt->xi->blocked_ctx = XEN_IOMMU_NO_CTX;
-	xt->xi->identity_ctx = XEN_IOMMU_NO_CTX;
-}
-
-/*
- * Observability
- */
-
-static void sysfs_shows_limits(struct kunit *test)
+#ifdef CONFIG_X86
+static void init_obeys_iommu_off(struct kunit *test)
 {
 	static const struct {
-		const char *name, *value;
-	} attrs[] = {
-		{ "max_iova", "0xffffffffffff\n" },
-		{ "page_sizes", "0x40201000\n" },
-		{ "capabilities", "0x1\n" },
-		{ "contexts", "256\n" },
-		{ "contexts_used", "2\n" },
-		{ "contexts_spare", "1\n" },
-		{ "contexts_lost", "0\n" },
-		{ "pool_order", "13\n" },
+		char *str;
+		bool enable;
+	} options[] = {
+		{ "off", false }, { "soft", false }, { "pt,off", false },
+		{ "nomerge,pt", true }, { "", true }, { NULL, true },
 	};
-	struct xt *xt = xt_start(test, &xt_super);
-	struct iommu_domain *domain;
-	struct device dev = {};
-	unsigned int seen = 0;
-	char *buf;
 
-	buf = (char *)get_zeroed_page(GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(test, buf);
-	domain = xt_domain(xt);
-	xt_domain(xt);
-	xt_free_domain(xt, domain);
-	dev_set_drvdata(&dev, &xt->xi->iommu);
-	for (struct attribute **attr = xen_iommu_attrs; *attr; attr++) {
-		struct device_attribute *da =
-			container_of(*attr, struct device_attribute, attr);
-
-		da->show(&dev, da, buf);
-		for (unsigned int i = 0; i < ARRAY_SIZE(attrs); i++)
-			if (!strcmp((*attr)->name, attrs[i].name)) {
-				KUNIT_EXPECT_STREQ(test, buf, attrs[i].value);
-				seen++;
-			}
+	for (unsigned int i = 0; i < ARRAY_SIZE(options); i++) {
+		xen_iommu_enable = true;
+		KUNIT_EXPECT_EQ(test, xt_param.fn(options[i].str), 0);
+		KUNIT_EXPECT_EQ(test, xen_iommu_enable, options[i].enable);
 	}
-	KUNIT_EXPECT_EQ(test, seen, ARRAY_SIZE(attrs));
-	free_page((unsigned long)buf);
+	xen_iommu_enable = true;
+}
+#endif
+
+/* The core has a domain for the first device, and none for the second. */
+static void xt_probe_in_vain(void)
+{
+	struct xt *xt = xen_iommu_sim->priv;
+
+	xt->ops = xt_env.ops;
+	for (unsigned int i = 0; i < 2; i++)
+		EXPECT_EQ(xt_probe(xt, i), 0);
+	EXPECT_EQ(xt_attach(xt, xt_new_domain(xt), 0), 0);
+	for (unsigned int i = 0; i < 2; i++)
+		xt_release_dev(xt, i);
+	xt_free_domain(xt, xt->dom[0]);
 }
 
-static u64 xt_stat(struct xt *xt, const char *name)
+/* Devices are where they were, and can do DMA as without an IOMMU. */
+static void registration_failures_leave_nothing(struct kunit *test)
 {
-	struct seq_file s = { .size = PAGE_SIZE, .private = xt->xi };
-	u64 value = U64_MAX;
-	char *line;
+	for (unsigned int i = 0; i < 4; i++) {
+		struct xt *xt = xt_new(test, &xt_confs[0]);
 
-	s.buf = (char *)get_zeroed_page(GFP_KERNEL);
-	KUNIT_ASSERT_NOT_NULL(xt->test, s.buf);
-	xen_iommu_stats_show(&s, NULL);
-	for (line = s.buf; line && *line; line = strchrnul(line, '\n') + 1) {
-		size_t len = strlen(name);
-
-		if (!strncmp(line, name, len) && line[len] == ' ')
-			if (sscanf(line + len, " %llu", &value) == 1)
-				break;
+		xt_env.sysfs_ret = i == 0 ? -EEXIST : 0;
+		xt_env.register_ret = i == 1 || i == 2 ? -ENOSPC : 0;
+		xt_env.on_register = i == 2 ? xt_probe_in_vain : NULL;
+		xt_env.virq_ret = i == 3 ? -ENOSPC : 0;
+		/* One can live without fault reports. */
+		EXPECT_EQ(!xt_boot(xt), i == 3);
+		EXPECT_EQ(xt_env.sysfs, i == 3);
+		EXPECT_EQ(xt_warnings(), 1);
+		if (i < 3)
+			EXPECT_EQ(sim_nr_contexts(xt->sim), 0);
+		for (unsigned int j = 0; j < XT_NR_DEVS; j++)
+			EXPECT_EQ(xt_dev_ctx(xt, j), 0);
+		xt_stop(test);
 	}
-	free_page((unsigned long)s.buf);
-	return value;
-}
-
-static void counters_count(struct kunit *test)
-{
-	struct xt *xt = xt_start(test, test->param_value);
-	struct iommu_domain *domain = xt_domain(xt);
-	u64 calls = xt_stat(xt, "hypercalls"), errors = xt_stat(xt, "errors");
-
-	xt_without_preemption(xt);
-	sim_reset_log(&xt->sim);
-	KUNIT_EXPECT_EQ(test, xt_map_pieces(domain, XT_IOVA, XT_PHYS, 60), 0);
-	KUNIT_EXPECT_EQ(test, xt_stat(xt, "pages_mapped"), 60);
-	KUNIT_EXPECT_EQ(test, xt_stat(xt, "hypercalls") - calls, xt->sim.traps);
-	KUNIT_EXPECT_EQ(test, xt_stat(xt, "map_ops"),
-			xt->sim.calls[IOMMU_map_pages] +
-			xt->sim.calls[IOMMU_map_runs]);
-	KUNIT_EXPECT_EQ(test, xt_stat(xt, "multicalled"),
-			xt->sim.calls[SIM_MULTICALL] ?
-			xt->sim.calls[IOMMU_map_pages] : 0);
-	KUNIT_EXPECT_EQ(test, xt_stat(xt, "short_maps"), 0);
-	xt_fail_unmaps(xt, 0, 1, -ENOMEM, 7);
-	KUNIT_EXPECT_EQ(test, xt_unmap(domain, XT_IOVA, 60), 60);
-	KUNIT_EXPECT_EQ(test, xt_stat(xt, "pages_unmapped"), 60);
-	KUNIT_EXPECT_EQ(test, xt_stat(xt, "unmap_ops"), 2);
-	KUNIT_EXPECT_EQ(test, xt_stat(xt, "short_unmaps"), 1);
-	KUNIT_EXPECT_EQ(test, xt_stat(xt, "errors") - errors, 1);
-	xt_fail_maps(xt, 0, 1, -ENOMEM, 0);
-	KUNIT_EXPECT_NE(test, xt_map(domain, XT_IOVA, XT_PHYS, 1), 0);
-	KUNIT_EXPECT_EQ(test, xt_stat(xt, "short_maps"), 1);
-	KUNIT_EXPECT_EQ(test, xt_stat(xt, "attaches"), XT_NR_DEVS);
 }
 
 /*
- * Every allocation made to fail in turn
+ * Each allocation, and each hypercall, made to fail in turn
  */
 
-/* All that the driver does. Returns the first error. */
-static int xt_scenario(struct xt *xt)
+/* All that the driver does, as far as it gets. */
+static void xt_scenario(struct xt *xt)
 {
-	struct iommu_resv_region *region, *next;
-	struct iommu_domain *domain;
-	int ret, err = 0;
-	LIST_HEAD(head);
+	if (xt_boot(xt) || xt_probe(xt, 0))
+		return;
+	xt_count_regions(xt, 0, IOMMU_RESV_DIRECT, 0, 0);
+	xt->domain = xt_alloc_domain(xt);
+	if (IS_ERR(xt->domain) || xt_attach(xt, xt->domain, 0))
+		return;
 
-	ret = xt_setup(xt);
-	if (ret)
-		return ret;
-	ret = xt_probe(xt, 0);
-	if (ret)
-		return ret;
-	xen_iommu_get_resv_regions(xt->devp[0], &head);
-	list_for_each_entry_safe(region, next, &head, list)
-		kfree(region);
-	domain = xt_alloc_domain(xt);
-	if (IS_ERR(domain))
-		return PTR_ERR(domain);
-	ret = xt_attach(xt, domain, 0);
-	if (ret)
-		return ret;
-
-	err = xt_map(domain, XT_IOVA, XT_PHYS, 20) ?: err;
-	ret = xt_map_pieces(domain, XT_IOVA + SZ_1M, XT_PHYS, 30);
-	if (ret) {
-		/* As iommu_map_sg() does. */
-		err = ret;
-		xt_unmap(domain, XT_IOVA + SZ_1M, 30);
-	}
-	xt_unmap(domain, XT_IOVA + 4 * XT_4K, 4);
-	KUNIT_EXPECT_EQ(xt->test, xt_lies(xt, domain, XT_IOVA, SZ_2M), 0);
-	xt_unmap_queued(domain, XT_IOVA, 20);
-	xt_unmap_queued(domain, XT_IOVA + SZ_1M, 30);
-	xt_flush(domain);
-	KUNIT_EXPECT_EQ(xt->test, xt_lies(xt, domain, XT_IOVA, SZ_2M), 0);
-	xt_free_domain(xt, domain);
-	/* If something could not be unmapped, the context is given up. */
-	KUNIT_EXPECT_TRUE(xt->test, !xt->sim.refs || xt->xi->nr_lost);
-	return err;
+	xt_map(xt, 0, 0, 20);
+	/* As iommu_map_sg() does. */
+	if (xt_map_pieces(xt, 50, 0, 30))
+		xt_unmap(xt, 50, 30);
+	xt_unmap(xt, 4, 4);
+	xt_unmap_queued(xt, 0, 20);
+	xt_unmap_queued(xt, 50, 30);
+	xt_flush(xt);
+	xt_free_domain(xt, xt->domain);
 }
 
 static void each_allocation_fails_in_turn(struct kunit *test)
@@ -3206,30 +2246,27 @@ static void each_allocation_fails_in_turn(struct kunit *test)
 	unsigned int n = 0;
 	bool hit;
 
+	xt_stop(test);
 	do {
 		struct xt *xt = xt_new(test, test->param_value);
 
-		sim_add_rdm(&xt->sim, 0x1000, 16, 0, PCI_DEVFN(1, 0));
-		xt_env.fail_at = ++n;
+		sim_add_rdm(xt->sim, 0x1000, 16, 0, PCI_DEVFN(1, 0));
+		xt_fail_alloc(++n);
 		xt_scenario(xt);
 		hit = xt_env.allocs >= n;
-		if (!xt->ready)
-			/* A blocked context was there before. */
-			xt->contexts_ok = sim_nr_contexts(&xt->sim);
-		/* No leaks, no contexts but those that are kept: */
 		xt_stop(test);
 	} while (hit && n < 1000);
 	/* The IOMMU, devices, regions, domains, mappings. */
-	KUNIT_EXPECT_GT(test, n, 15);
+	KUNIT_EXPECT_GT(test, n, 10);
 	KUNIT_EXPECT_LT(test, n, 1000);
 }
 
-/* The same with each hypercall. */
 static void each_hypercall_fails_in_turn(struct kunit *test)
 {
-	static const int errors[] = { -ENOMEM, -EBUSY };
+	static const int errors[] = { -ENOMEM, -EBUSY, -ENODEV };
 
-	for (unsigned int subop = 0; subop < SIM_NR_SUBOPS; subop++) {
+	xt_stop(test);
+	for (unsigned int subop = 0; subop < SIM_NR_SUBOPS; subop++)
 		for (unsigned int i = 0; i < ARRAY_SIZE(errors); i++) {
 			unsigned int n = 0;
 			u64 injected;
@@ -3237,53 +2274,36 @@ static void each_hypercall_fails_in_turn(struct kunit *test)
 			do {
 				struct xt *xt = xt_new(test, test->param_value);
 
-				sim_add_rdm(&xt->sim, 0x1000, 16, 0,
-					    PCI_DEVFN(1, 0));
-				sim_add_fault(&xt->sim, subop, n++, 1, errors[i], 0);
+				sim_add_rdm(xt->sim, 0x1000, 16, 0, PCI_DEVFN(1, 0));
+				sim_add_fault(xt->sim, subop, n++, 1, errors[i], 0);
 				xt_scenario(xt);
-				injected = xt->sim.nr_injected;
-				if (!xt->ready)
-					xt->contexts_ok = sim_nr_contexts(&xt->sim);
+				injected = xt->sim->nr_injected;
 				xt_stop(test);
 			} while (injected && n < 1000);
 			KUNIT_EXPECT_LT(test, n, 1000);
 		}
-	}
 }
 
 /*
  * Random operations, compared with a model
  *
  * The model has a page of each domain's window in an array; it knows neither
- * mappings nor trees nor runs. After a failure it takes over from the hypervisor
- * what is left, as the driver should, and compares.
+ * mappings nor trees nor runs.
  */
 
 #define XT_RND_PAGES	4096
 #define XT_RND_DOMS	3
-/* Pages for the tables of one domain. */
-#define XT_RND_TABLES	(XT_RND_PAGES / 512 + 2)
 
 struct xt_model {
-	struct iommu_domain *domain;
-	unsigned long base;
-	/* Physical address; 0 if not mapped. */
+	struct xt xt;		/* the test's, with the model's domain */
 	phys_addr_t phys[XT_RND_PAGES];
-	/* Unmapped, but only after the next flush. */
-	bool queued[XT_RND_PAGES];
 };
 
 struct xt_random {
 	struct xt *xt;
 	struct rnd_state rnd;
 	struct xt_model model[XT_RND_DOMS];
-	/* Where the devices are: a domain, or none. */
-	int where[XT_NR_DEVS];
-	u64 done[8];
 	u64 failed;
-	u64 strays;
-	/* The pool runs out of pages now and then. */
-	bool scarce;
 	u64 divergences;
 	unsigned int op;
 };
@@ -3298,40 +2318,21 @@ do {									\
 	struct xt_random *__r = (r);					\
 									\
 	if (!__r->divergences++)					\
-		kunit_err(__r->xt->test, "operation %u: " fmt "\n",	\
-			  __r->op, ##__VA_ARGS__);			\
+		kunit_err(__r->xt->test, "seed %lu, operation %u: " fmt "\n", \
+			  xt_seed, __r->op, ##__VA_ARGS__);		\
 } while (0)
 
 /* Driver, hypervisor and model on a range of pages. */
 static void xt_rnd_check(struct xt_random *r, struct xt_model *m,
 			 unsigned int page, unsigned int nr)
 {
-	u16 ctx = xt_ctx(m->domain);
-
 	for (unsigned int i = page; i < min(page + nr, XT_RND_PAGES); i++) {
-		unsigned long iova = m->base + i * XT_4K;
-		phys_addr_t phys = iommu_iova_to_phys(m->domain, iova);
-		phys_addr_t expected = m->queued[i] ? 0 : m->phys[i];
-		bool there;
-		u64 gfn;
+		phys_addr_t phys = xt_lookup(&m->xt, i);
 
-		there = sim_walk(&r->xt->sim, ctx, iova >> XEN_PAGE_SHIFT, &gfn, NULL);
-		if (phys != expected)
-			xt_diverges(r, "page %#x: %#llx instead of %#llx", i,
-				    (u64)phys, (u64)expected);
-		if (there != !!m->phys[i] ||
-		    (there && gfn != xt_gfn(r->xt, m->phys[i])))
-			xt_diverges(r, "page %#x: hypervisor has %#llx (%d), model %#llx",
-				    i, gfn, there, (u64)m->phys[i]);
+		if (phys != m->phys[i] || !xt_truthful(&m->xt, i, 1))
+			xt_diverges(r, "page %u: %#llx instead of %#llx", i,
+				    (u64)phys, (u64)m->phys[i]);
 	}
-}
-
-static bool xt_rnd_is_free(struct xt_model *m, unsigned int page, unsigned int nr)
-{
-	for (unsigned int i = page; i < page + nr; i++)
-		if (m->phys[i])
-			return false;
-	return true;
 }
 
 static void xt_rnd_range(struct xt_random *r, unsigned int *page, unsigned int *nr)
@@ -3340,312 +2341,166 @@ static void xt_rnd_range(struct xt_random *r, unsigned int *page, unsigned int *
 
 	*nr = 1 + xt_rnd(r, lengths[xt_rnd(r, ARRAY_SIZE(lengths))]);
 	*page = xt_rnd(r, XT_RND_PAGES - *nr);
-	/* Superpages, now and then. */
-	if (!xt_rnd(r, 8)) {
-		*page = round_down(*page, 512);
-		*nr = min(round_up(*nr, 512), XT_RND_PAGES - *page);
-	}
 }
 
-static void xt_rnd_free(struct xt_random *r, struct xt_model *m);
-
-/*
- * After a map that failed and whose undoing failed: the record may have frames
- * that were never mapped, until they are unmapped.
- */
-static void xt_rnd_clean(struct xt_random *r, struct xt_model *m,
-			 unsigned int page, unsigned int nr)
+/* Without failures. */
+static void xt_rnd_flush(struct xt_random *r, struct xt_model *m)
 {
-	r->xt->sim.fault_rate = 0;
-	for (unsigned int i = page; i < page + nr; i++)
-		if (xt_unmap(m->domain, m->base + i * XT_4K, 1))
-			m->phys[i] = 0;
-	xt_rnd_check(r, m, page, nr);
+	r->xt->sim->fault_rate = 0;
+	xt_flush(&m->xt);
+	if (xt_nr_stale(&m->xt))
+		xt_diverges(r, "%llu pages are left", xt_nr_stale(&m->xt));
 }
 
 static void xt_rnd_map(struct xt_random *r, struct xt_model *m)
 {
-	unsigned int page, nr, stride, cut;
-	phys_addr_t phys;
-	unsigned long iova;
-	bool conflict;
-	int ret = 0;
+	unsigned int page, nr, frame = xt_rnd(r, 1 << 16), stride = 1 + xt_rnd(r, 2);
+	bool conflict = false;
+	int ret;
 
 	xt_rnd_range(r, &page, &nr);
-	iova = m->base + page * XT_4K;
-	phys = XT_PHYS + (u64)xt_rnd(r, 1 << 16) * XT_4K;
-	if (xt_rnd(r, 2))
-		phys = round_down(phys, SZ_2M) + (iova & (SZ_2M - 1));
-	/* Contiguous, or in pieces with one sync. */
-	stride = xt_rnd(r, 3) ? 1 : 2;
-	conflict = !xt_rnd_is_free(m, page, nr);
-	/* What is queued must not be mapped before the flush. */
 	for (unsigned int i = page; i < page + nr; i++)
-		if (m->queued[i])
-			return;
+		conflict |= m->phys[i] != 0;
+	/* Nobody uses addresses again before the flush. */
+	if (xt_nr_stale(&m->xt))
+		xt_rnd_flush(r, m);
 
 	if (stride == 1) {
-		ret = xt_map(m->domain, iova, phys, nr);
+		ret = xt_map(&m->xt, page, frame, nr);
 	} else {
-		unsigned int i;
+		unsigned int done = 0, cut = xt_rnd(r, 4) ? 0 : xt_rnd(r, nr);
 
-		for (i = 0; i < nr && !ret; i++)
-			ret = iommu_map_nosync(m->domain, iova + i * XT_4K,
-					       phys + i * 2 * XT_4K, XT_4K, XT_RW,
-					       GFP_KERNEL);
+		for (ret = 0; done < nr && !ret; done += !ret)
+			ret = xt_map_nosync(&m->xt, page + done, frame + 2 * done, 1);
 		/* Two callers, now and then: the one behind is first. */
-		cut = xt_rnd(r, 4) ? 0 : xt_rnd(r, nr);
+		ret = ret ?: xt_sync(&m->xt, page + cut, nr - cut);
+		ret = ret ?: cut ? xt_sync(&m->xt, page, cut) : 0;
+		if (ret && done)
+			xt_unmap(&m->xt, page, done);
+	}
+	if (conflict ? ret != -EADDRINUSE : ret && !r->xt->sim->nr_injected)
+		xt_diverges(r, "map of %u pages from %u returned %d", nr, page, ret);
+	r->failed += !!ret;
+	for (unsigned int i = 0; i < nr && !conflict; i++) {
 		if (!ret)
-			ret = iommu_sync_map(m->domain, iova + cut * XT_4K,
-					     (nr - cut) * XT_4K);
-		else
-			nr = i - 1;
-		if (!ret)
-			ret = iommu_sync_map(m->domain, iova, cut * XT_4K);
-		if (ret && nr)
-			xt_unmap(m->domain, iova, nr);
-	}
-	if (conflict) {
-		if (ret != -EADDRINUSE)
-			xt_diverges(r, "map over a mapping returned %d", ret);
-		return;
-	}
-	if (ret)
-		r->failed++;
-	if (ret && !r->xt->sim.nr_injected && !r->scarce)
-		xt_diverges(r, "map returned %d", ret);
-	if (to_xen_domain(m->domain)->stray) {
-		/* Not even the record knows of that: the context is given up. */
-		r->strays++;
-		xt_rnd_free(r, m);
-		return;
-	}
-	for (unsigned int i = 0; i < nr; i++) {
-		/* After a failure, what could not be undone is still there. */
-		if (!ret || sim_walk(&r->xt->sim, xt_ctx(m->domain),
-				     (iova >> XEN_PAGE_SHIFT) + i, NULL, NULL))
-			m->phys[page + i] = phys + i * stride * XT_4K;
+			m->phys[page + i] = xt_phys(frame + i * stride);
+		/* What could not be undone. */
+		r->xt->sim->fault_rate = 0;
+		if (ret && xt_lookup(&m->xt, page + i) &&
+		    !xt_unmap(&m->xt, page + i, 1))
+			xt_diverges(r, "page %u cannot be unmapped", page + i);
 	}
 	xt_rnd_check(r, m, page, nr);
-	if (ret)
-		xt_rnd_clean(r, m, page, nr);
 }
 
 static void xt_rnd_unmap(struct xt_random *r, struct xt_model *m, bool queued)
 {
-	u64 injected = r->xt->sim.nr_injected;
-	unsigned int page, nr, expected, i;
-	size_t ret;
+	u64 injected = r->xt->sim->nr_injected;
+	unsigned int page, nr, expected, ret;
 
 	xt_rnd_range(r, &page, &nr);
-	/* Mostly where there is something. */
-	for (i = 0; i < 64 && (!m->phys[page] || m->queued[page]); i++)
+	/* Mostly where there is something, and mostly all of it. */
+	for (unsigned int i = 0; i < 64 && !m->phys[page]; i++)
 		page = (page + 1) % (XT_RND_PAGES - nr);
-	/* Mostly all of it. */
-	if (xt_rnd(r, 4))
-		while (page + nr < XT_RND_PAGES && m->phys[page + nr] &&
-		       !m->queued[page + nr] && nr < 700)
-			nr++;
-	for (expected = 0; expected < nr; expected++)
-		if (!m->phys[page + expected] || m->queued[page + expected])
-			break;
+	while (xt_rnd(r, 64) && page + nr < XT_RND_PAGES && m->phys[page + nr])
+		nr++;
+	for (expected = 0; expected < nr && m->phys[page + expected]; expected++)
+		;
 
-	ret = queued ? xt_unmap_queued(m->domain, m->base + page * XT_4K, nr) :
-		       xt_unmap(m->domain, m->base + page * XT_4K, nr);
-	if (ret != expected)
-		r->failed++;
-	if (ret > expected || (ret < expected && r->xt->sim.nr_injected == injected &&
-			       !r->scarce))
-		xt_diverges(r, "unmap of %u pages from %#x returned %zu instead of %u",
+	ret = queued ? xt_unmap_queued(&m->xt, page, nr) : xt_unmap(&m->xt, page, nr);
+	if (ret > expected ||
+	    (ret < expected && r->xt->sim->nr_injected == injected))
+		xt_diverges(r, "unmap of %u pages from %u returned %u instead of %u",
 			    nr, page, ret, expected);
-	for (i = page; i < page + ret; i++) {
-		if (queued && sim_walk(&r->xt->sim, xt_ctx(m->domain),
-				       (m->base >> XEN_PAGE_SHIFT) + i, NULL, NULL))
-			m->queued[i] = true;
-		else
-			m->phys[i] = 0;
-	}
+	r->failed += ret < expected;
+	memset(&m->phys[page], 0, ret * sizeof(m->phys[0]));
 	xt_rnd_check(r, m, page, nr);
-}
-
-static void xt_rnd_flush(struct xt_random *r, struct xt_model *m)
-{
-	u64 injected = r->xt->sim.nr_injected;
-	unsigned int left = 0;
-
-	xt_flush(m->domain);
-	for (unsigned int i = 0; i < XT_RND_PAGES; i++) {
-		if (!m->queued[i])
-			continue;
-		m->queued[i] = false;
-		if (sim_walk(&r->xt->sim, xt_ctx(m->domain),
-			     (m->base >> XEN_PAGE_SHIFT) + i, NULL, NULL))
-			left++;
-		else
-			m->phys[i] = 0;
-		xt_rnd_check(r, m, i, 1);
-	}
-	if (left)
-		r->failed++;
-	if (left && r->xt->sim.nr_injected == injected && !r->scarce)
-		xt_diverges(r, "flush left %u pages", left);
-}
-
-static void xt_rnd_lookup(struct xt_random *r, struct xt_model *m)
-{
-	unsigned int page = xt_rnd(r, XT_RND_PAGES), off = xt_rnd(r, XT_4K);
-	phys_addr_t phys, expected = 0;
-
-	if (m->phys[page] && !m->queued[page])
-		expected = m->phys[page] + off;
-	phys = iommu_iova_to_phys(m->domain, m->base + page * XT_4K + off);
-	if (phys != expected)
-		xt_diverges(r, "lookup of page %#x: %#llx instead of %#llx", page,
-			    (u64)phys, (u64)expected);
-	xt_rnd_check(r, m, page, 4);
 }
 
 static void xt_rnd_attach(struct xt_random *r)
 {
-	unsigned int dev = xt_rnd(r, XT_NR_DEVS);
-	int to = xt_rnd(r, XT_RND_DOMS + 2) - 2;
-	struct iommu_domain *domain;
-	u16 ctx, before = xt_dev_ctx(r->xt, dev);
+	unsigned int dev = xt_rnd(r, XT_NR_DEVS), to = xt_rnd(r, XT_RND_DOMS + 1);
+	struct iommu_domain *domain = r->xt->ops->blocked_domain;
+	u16 before = xt_dev_ctx(r->xt, dev);
 	int ret;
 
-	if (to == -2 && r->xt->xi->ops.identity_domain) {
-		domain = &xen_iommu_identity_domain;
-		ctx = r->xt->xi->identity_ctx;
-	} else if (to < 0) {
-		domain = &xen_iommu_blocked_domain;
-		ctx = r->xt->xi->blocked_ctx;
-	} else {
-		domain = r->model[to].domain;
-		ctx = xt_ctx(domain);
-	}
+	if (to < XT_RND_DOMS)
+		domain = r->model[to].xt.domain;
 	ret = xt_attach(r->xt, domain, dev);
-	if (ret)
-		r->failed++;
-	else
-		r->where[dev] = to;
-	if (xt_dev_ctx(r->xt, dev) != (ret ? before : ctx))
-		xt_diverges(r, "device %u in context %u", dev,
+	r->failed += !!ret;
+	/* A failure may be followed by a failure to put it back. */
+	if (!ret && to < XT_RND_DOMS && xt_dev_ctx(r->xt, dev) != xt_ctx(domain))
+		xt_diverges(r, "device %u is in context %u", dev,
 			    xt_dev_ctx(r->xt, dev));
+	if (ret && xt_dev_ctx(r->xt, dev) != before)
+		xt_diverges(r, "device %u has moved", dev);
 }
 
 static void xt_rnd_free(struct xt_random *r, struct xt_model *m)
 {
-	u16 ctx = xt_ctx(m->domain);
-	unsigned int lost = r->xt->xi->nr_lost;
+	u16 ctx = xt_ctx(m->xt.domain);
+	unsigned int lost = xen_iommu->nr_lost;
 	bool empty = true;
 
-	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
-		if (r->where[i] == m - r->model)
-			r->where[i] = -1;
-	xt_free_domain(r->xt, m->domain);
+	xt_free_domain(r->xt, m->xt.domain);
 	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
 		empty &= xt_dev_ctx(r->xt, i) != ctx;
-	empty &= !sim_nr_frames(&r->xt->sim, ctx);
-	if (!empty && r->xt->xi->nr_lost != lost + 1)
-		xt_diverges(r, "context %u kept: %llu frames, devices in %u %u %u %u",
-			    ctx, sim_nr_frames(&r->xt->sim, ctx),
-			    xt_dev_ctx(r->xt, 0), xt_dev_ctx(r->xt, 1),
-			    xt_dev_ctx(r->xt, 2), xt_dev_ctx(r->xt, 3));
-	/* Some contexts keep their tables for ever. */
-	if (r->xt->xi->nr_lost != lost)
-		r->xt->sim.pool += XT_RND_TABLES;
+	if ((!empty || sim_nr_frames(r->xt->sim, ctx)) && xen_iommu->nr_lost == lost)
+		xt_diverges(r, "context %u is not empty", ctx);
 	memset(m->phys, 0, sizeof(m->phys));
-	memset(m->queued, 0, sizeof(m->queued));
-
-	m->domain = xt_alloc_domain(r->xt);
-	if (IS_ERR(m->domain)) {
-		/* Then there must be one, with a page for it. */
-		sim_clear_faults(&r->xt->sim);
-		r->xt->sim.pool += XT_RND_TABLES;
-		m->domain = xt_alloc_domain(r->xt);
-	}
-	if (IS_ERR(m->domain)) {
-		xt_diverges(r, "no new domain: %pe", m->domain);
-		return;
-	}
-	if (sim_nr_frames(&r->xt->sim, xt_ctx(m->domain)))
-		xt_diverges(r, "new domain in context %u is not empty",
-			    xt_ctx(m->domain));
-}
-
-static void xt_rnd_op(struct xt_random *r, unsigned int failures)
-{
-	struct xt_model *m = &r->model[xt_rnd(r, XT_RND_DOMS)];
-	unsigned int what = xt_rnd(r, 1000);
-
-	/* Long stretches without failures, too. */
-	r->xt->sim.fault_rate = r->op / 1000 % 2 ? failures : 0;
-	if (what < 340) {
-		r->done[0]++;
-		xt_rnd_map(r, m);
-	} else if (what < 580) {
-		r->done[1]++;
-		xt_rnd_unmap(r, m, false);
-	} else if (what < 720) {
-		r->done[2]++;
-		xt_rnd_unmap(r, m, true);
-	} else if (what < 770) {
-		r->done[3]++;
-		xt_rnd_flush(r, m);
-	} else if (what < 960) {
-		r->done[4]++;
-		xt_rnd_lookup(r, m);
-	} else if (what < 998) {
-		r->done[5]++;
-		xt_rnd_attach(r);
-	} else {
-		r->done[6]++;
-		xt_rnd_free(r, m);
-	}
+	/* There must be another one. */
+	sim_clear_faults(r->xt->sim);
+	r->xt->sim->pool += XT_RND_PAGES / 512 + 2;
+	m->xt.domain = xt_new_domain(r->xt);
+	xt_rnd_check(r, m, 0, XT_RND_PAGES);
 }
 
 static void random_operations(struct kunit *test)
 {
-	const struct sim_conf *param = test->param_value;
-	struct sim_conf conf = *param;
+	struct xt *xt = test->priv;
+	const struct sim_conf *conf = test->param_value;
 	struct xt_random *r;
-	struct xt *xt;
-
-	/* Some run out of memory for their tables now and then. */
-	if (conf.quirks & SIM_FOLDS)
-		conf.pool = XT_RND_DOMS * XT_RND_TABLES;
-	r = kvzalloc_obj(*r);
-	KUNIT_ASSERT_NOT_NULL(test, r);
 
 	/* Contexts get lost: let there be many. */
-	xen_iommu_contexts = 0xfffe;
-	xt = xt_start(test, &conf);
-	xen_iommu_contexts = 0;
+	xt_stop(test);
+	xen_iommu_contexts = 4096;
+	xt = xt_start(test, conf);
+	r = kvzalloc_obj(*r);
+	KUNIT_ASSERT_NOT_NULL(test, r);
 	r->xt = xt;
-	r->scarce = conf.quirks & SIM_FOLDS;
-	prandom_seed_state(&r->rnd, xt_seed + (param - xt_confs));
-	prandom_seed_state(&xt->sim.rnd, ~xt_seed);
-	xt->sim.overlap_ok = true;
-	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
-		r->where[i] = -1;
+	prandom_seed_state(&r->rnd, xt_seed + (conf - xt_confs));
+	prandom_seed_state(&xt->sim->rnd, ~xt_seed);
 	for (unsigned int i = 0; i < XT_RND_DOMS; i++) {
-		r->model[i].domain = xt_domain(xt);
-		r->model[i].base = XT_IOVA + i * SZ_1G;
+		r->model[i].xt = *xt;
+		r->model[i].xt.domain = i ? xt_new_domain(xt) : xt->domain;
 	}
 
 	for (r->op = 0; r->op < xt_ops && !r->divergences; r->op++) {
-		xt_rnd_op(r, 100);
+		struct xt_model *m = &r->model[xt_rnd(r, XT_RND_DOMS)];
+		unsigned int what = xt_rnd(r, 1000);
+
+		/* Long stretches without failures, too. */
+		xt->sim->fault_rate = r->op / 1000 % 2 ? 100 : 0;
+		if (what < 400)
+			xt_rnd_map(r, m);
+		else if (what < 900)
+			xt_rnd_unmap(r, m, what & 1);
+		else if (what < 950)
+			xt_rnd_flush(r, m);
+		else if (what < 998)
+			xt_rnd_attach(r);
+		else
+			xt_rnd_free(r, m);
 		if (r->op % 2048 == 2047) {
 			for (unsigned int i = 0; i < XT_RND_DOMS; i++)
 				xt_rnd_check(r, &r->model[i], 0, XT_RND_PAGES);
 			cond_resched();
 		}
 	}
-	kunit_info(test, "seed %lu, %u operations: %llu maps, %llu unmaps, %llu queued, %llu flushes, %llu lookups, %llu attaches, %llu frees; %llu failures injected, %llu operations failed, %llu contexts with strays\n",
-		   xt_seed, r->op, r->done[0], r->done[1], r->done[2], r->done[3],
-		   r->done[4], r->done[5], r->done[6], xt->sim.nr_injected,
-		   r->failed, r->strays);
-	KUNIT_EXPECT_EQ(test, r->divergences, 0);
+	kunit_info(test, "seed %lu: %u operations, %llu failures injected, %llu operations failed, %u contexts lost\n",
+		   xt_seed, r->op, xt->sim->nr_injected, r->failed,
+		   xen_iommu->nr_lost);
+	EXPECT_EQ(r->divergences, 0);
 	kvfree(r);
 }
 
@@ -3653,112 +2508,81 @@ static int xt_suite_init(struct kunit_suite *suite)
 {
 	if (!xt_seed)
 		xt_seed = get_random_u32() | 1;
+	pr_notice("xen-iommu-test: seed %lu\n", xt_seed);
 	return 0;
 }
 
 static struct kunit_case xen_iommu_test_cases[] = {
 	KUNIT_CASE_PARAM(map_unmap_roundtrip, conf_gen_params),
-	KUNIT_CASE_PARAM(map_pieces_go_out_together, conf_gen_params),
-	KUNIT_CASE_PARAM(map_pieces_takes_few_allocations, conf_gen_params),
-	KUNIT_CASE_PARAM(map_of_neighbours_is_synced_apart, conf_gen_params),
-	KUNIT_CASE_PARAM(map_failure_is_not_the_neighbours, conf_gen_params),
-	KUNIT_CASE_PARAM(unmap_of_neighbour_without_memory, conf_gen_params),
-	KUNIT_CASE_PARAM(map_of_pieces_ends_at_other_mapping, conf_gen_params),
-	KUNIT_CASE_PARAM(map_beside_a_sync_that_is_under_way, conf_gen_params),
-	KUNIT_CASE_PARAM(map_many_pieces, conf_gen_params),
-	KUNIT_CASE_PARAM(map_and_flush_without_buffer, conf_gen_params),
-	KUNIT_CASE_PARAM(flush_during_map_goes_out_together, deferring_gen_params),
-	KUNIT_CASE_PARAM(buffers_are_given_back, conf_gen_params),
-	KUNIT_CASE_PARAM(map_gigabyte_takes_little_memory, conf_gen_params),
-	KUNIT_CASE_PARAM(map_needs_read_or_write, conf_gen_params),
-	KUNIT_CASE_PARAM(map_passes_cache_on_with_capability, conf_gen_params),
+	KUNIT_CASE_PARAM(map_pieces_roundtrip, conf_gen_params),
+	KUNIT_CASE_PARAM(map_takes_little_memory, conf_gen_params),
+	KUNIT_CASE_PARAM(map_passes_on_permissions, conf_gen_params),
 	KUNIT_CASE_PARAM(map_stays_within_aperture, conf_gen_params),
-	KUNIT_CASE_PARAM(map_over_mapping_is_refused, conf_gen_params),
-	KUNIT_CASE_PARAM(map_over_unknown_mapping_is_reported, conf_gen_params),
-	KUNIT_CASE(map_uses_largest_pages),
-	KUNIT_CASE(map_uses_pages_that_fit_both),
-	KUNIT_CASE(long_runs_are_cut),
-	KUNIT_CASE(map_of_many_scattered_frames),
 	KUNIT_CASE(map_at_top_of_address_space),
-	KUNIT_CASE_PARAM(sync_of_nothing_does_nothing, conf_gen_params),
-	KUNIT_CASE_PARAM(sync_does_not_try_again, conf_gen_params),
+	KUNIT_CASE_PARAM(map_over_mapping_is_refused, conf_gen_params),
+	KUNIT_CASE_PARAM(map_fails_where_there_is_no_page, conf_gen_params),
 	KUNIT_CASE_PARAM(map_run_partial_failure, conf_gen_params),
 	KUNIT_CASE_PARAM(map_pieces_partial_failure, conf_gen_params),
 	KUNIT_CASE_PARAM(map_pieces_failure_in_the_middle, conf_gen_params),
-	KUNIT_CASE_PARAM(map_multicall_failure, conf_gen_params),
-	KUNIT_CASE_PARAM(map_pieces_behind_a_failure_that_stay, conf_gen_params),
-	KUNIT_CASE_PARAM(map_fails_where_there_is_no_page, conf_gen_params),
-	KUNIT_CASE_PARAM(map_into_reserved_region_fails, conf_gen_params),
 	KUNIT_CASE_PARAM(map_failure_that_cannot_be_undone, conf_gen_params),
+	KUNIT_CASE_PARAM(sync_of_nothing_does_nothing, conf_gen_params),
+	KUNIT_CASE_PARAM(map_of_neighbours_is_synced_apart, conf_gen_params),
 	KUNIT_CASE_PARAM(unmap_goes_on_after_short_result, conf_gen_params),
 	KUNIT_CASE_PARAM(unmap_keeps_what_stays_mapped, conf_gen_params),
-	KUNIT_CASE(unmap_of_superpage_needs_pool),
 	KUNIT_CASE_PARAM(unmap_of_parts, conf_gen_params),
-	KUNIT_CASE_PARAM(unmap_of_parts_of_pieces, conf_gen_params),
-	KUNIT_CASE_PARAM(unmap_of_middle_without_memory, conf_gen_params),
-	KUNIT_CASE_PARAM(unmap_of_very_many_mappings, conf_gen_params),
+	KUNIT_CASE_PARAM(unmap_without_memory, conf_gen_params),
 	KUNIT_CASE_PARAM(unmap_across_mappings_is_one_call, conf_gen_params),
 	KUNIT_CASE_PARAM(unmap_of_nothing, conf_gen_params),
 	KUNIT_CASE_PARAM(unmap_of_what_was_never_synced, conf_gen_params),
-	KUNIT_CASE_PARAM(queued_unmap_in_pv_is_done_at_once, conf_gen_params),
-	KUNIT_CASE_PARAM(queued_unmap_waits_for_flush, deferring_gen_params),
-	KUNIT_CASE_PARAM(queued_unmap_of_parts_is_done_at_once, conf_gen_params),
-	KUNIT_CASE_PARAM(queued_unmaps_go_out_together, conf_gen_params),
-	KUNIT_CASE_PARAM(flush_failure_is_recorded, deferring_gen_params),
-	KUNIT_CASE_PARAM(flush_failure_is_tried_again, conf_gen_params),
-	KUNIT_CASE_PARAM(flush_multicall_failure, conf_gen_params),
-	KUNIT_CASE_PARAM(flush_goes_in_pieces, conf_gen_params),
-	KUNIT_CASE_PARAM(flush_waits_for_flush_in_progress, conf_gen_params),
-	KUNIT_CASE_PARAM(flush_holds_its_lock, conf_gen_params),
-	KUNIT_CASE_PARAM(concurrent_maps_and_unmaps, conf_gen_params),
-	KUNIT_CASE_PARAM(map_and_unmap_in_interrupt, conf_gen_params),
-	KUNIT_CASE_PARAM(map_during_a_map, conf_gen_params),
+	KUNIT_CASE_PARAM(queued_unmaps_share_a_flush, conf_gen_params),
+	KUNIT_CASE_PARAM(queued_unmap_of_grants, conf_gen_params),
+	KUNIT_CASE_PARAM(queued_unmap_keeps_what_stays_mapped, conf_gen_params),
+	KUNIT_CASE_PARAM(domain_free_flushes, conf_gen_params),
+	KUNIT_CASE_PARAM(flush_failure_is_said, conf_gen_params),
 	KUNIT_CASE(static_domains_follow_capabilities),
-	KUNIT_CASE(identity_context_refused),
-	KUNIT_CASE(blocked_context_refused),
+	KUNIT_CASE(static_contexts_refused),
 	KUNIT_CASE_PARAM(attach_moves_device, conf_gen_params),
 	KUNIT_CASE_PARAM(attach_failure_leaves_device, conf_gen_params),
-	KUNIT_CASE(attach_to_domain_of_another_iommu),
-	KUNIT_CASE(domain_alloc_refuses_what_it_cannot_do),
+	KUNIT_CASE_PARAM(domain_alloc_refuses_what_it_cannot_do, conf_gen_params),
 	KUNIT_CASE(domain_alloc_runs_out_of_contexts),
 	KUNIT_CASE_PARAM(domain_alloc_without_pool, conf_gen_params),
 	KUNIT_CASE_PARAM(domain_alloc_refuses_forged_context, conf_gen_params),
-	KUNIT_CASE_PARAM(domain_free_moves_devices_away, conf_gen_params),
 	KUNIT_CASE_PARAM(domain_free_with_devices_that_stay, conf_gen_params),
-	KUNIT_CASE_PARAM(domain_free_unmaps_what_is_left, conf_gen_params),
 	KUNIT_CASE_PARAM(domain_free_with_mapping_that_stays, conf_gen_params),
+	KUNIT_CASE_PARAM(domain_free_unmaps_what_is_left, conf_gen_params),
 	KUNIT_CASE_PARAM(freed_contexts_are_used_again, conf_gen_params),
-	KUNIT_CASE_PARAM(contexts_beyond_the_spare_ones_are_freed, conf_gen_params),
+	KUNIT_CASE_PARAM(contexts_come_and_go, conf_gen_params),
 	KUNIT_CASE(context_that_stays_busy_is_not_used_again),
 	KUNIT_CASE_PARAM(cache_coherency_is_enforced_with_capability, conf_gen_params),
+	KUNIT_CASE(pool_is_not_for_one_domain),
+	KUNIT_CASE_PARAM(concurrent_maps_and_unmaps, conf_gen_params),
+	KUNIT_CASE_PARAM(concurrent_attaches_and_frees, conf_gen_params),
+	KUNIT_CASE_PARAM(map_and_unmap_in_interrupt, conf_gen_params),
+	KUNIT_CASE_PARAM(map_and_unmap_during_a_call, conf_gen_params),
 	KUNIT_CASE_PARAM(capabilities_are_honest, conf_gen_params),
 	KUNIT_CASE_PARAM(probe_refuses_devices_that_are_not_xens, conf_gen_params),
-	KUNIT_CASE(probe_finds_the_highest_segment),
-	KUNIT_CASE_PARAM(release_of_device_that_is_gone, conf_gen_params),
+	KUNIT_CASE_PARAM(release_blocks_device, conf_gen_params),
 	KUNIT_CASE_PARAM(release_of_device_that_stays, conf_gen_params),
-	KUNIT_CASE_PARAM(bind_finds_device_where_it_should_be, conf_gen_params),
-	KUNIT_CASE(reserved_regions_own_and_others),
+	KUNIT_CASE_PARAM(release_of_device_that_is_gone, conf_gen_params),
+	KUNIT_CASE_PARAM(aliases_move_with_the_device, conf_gen_params),
+	KUNIT_CASE_PARAM(devices_behind_a_bridge, conf_gen_params),
+	KUNIT_CASE_PARAM(devices_behind_vmd, conf_gen_params),
+	KUNIT_CASE(reserved_regions_are_those_of_the_device),
+	KUNIT_CASE(reserved_regions_in_contexts),
 	KUNIT_CASE(reserved_regions_query_refused),
-	KUNIT_CASE(reserved_regions_that_grow),
-	KUNIT_CASE_PARAM(no_reserved_regions_no_warning, conf_gen_params),
-	KUNIT_CASE_PARAM(init_only_if_needed, conf_gen_params),
+	KUNIT_CASE_PARAM(faults_are_reported, conf_gen_params),
+	KUNIT_CASE_PARAM(storm_of_faults, conf_gen_params),
+	KUNIT_CASE_PARAM(init_once, conf_gen_params),
 	KUNIT_CASE(init_sizes_follow_memory),
 	KUNIT_CASE(init_parameters_stay_safe),
+	KUNIT_CASE(init_stays_below_limits),
 	KUNIT_CASE(init_tries_smaller_pools),
-	KUNIT_CASE(init_failure_is_an_error),
-	KUNIT_CASE(setup_declines_quietly),
-	KUNIT_CASE(setup_needs_a_page_size_that_serves),
-	KUNIT_CASE(initcalls_register_the_iommu),
-	KUNIT_CASE(initcalls_decline_quietly),
-	KUNIT_CASE(initcall_failures_leave_nothing),
-	KUNIT_CASE_PARAM(inherited_devices_are_blocked, conf_gen_params),
-	KUNIT_CASE(inherited_contexts_are_reclaimed),
-	KUNIT_CASE(inherited_contexts_are_left_to_drafts),
-	KUNIT_CASE_PARAM(shutdown_for_kexec_leaves_nothing, conf_gen_params),
-	KUNIT_CASE_PARAM(shutdown_for_kexec_leaves_lost_contexts, conf_gen_params),
-	KUNIT_CASE_PARAM(shutdown_for_kexec_keeps_what_is_stuck, conf_gen_params),
-	KUNIT_CASE(sysfs_shows_limits),
-	KUNIT_CASE_PARAM(counters_count, conf_gen_params),
+	KUNIT_CASE(init_failures),
+	KUNIT_CASE(init_declines_quietly),
+#ifdef CONFIG_X86
+	KUNIT_CASE(init_obeys_iommu_off),
+#endif
+	KUNIT_CASE(registration_failures_leave_nothing),
 	KUNIT_CASE_PARAM(each_allocation_fails_in_turn, conf_gen_params),
 	KUNIT_CASE_PARAM(each_hypercall_fails_in_turn, conf_gen_params),
 	KUNIT_CASE_PARAM_ATTR(random_operations, conf_gen_params,
@@ -3769,6 +2593,7 @@ static struct kunit_case xen_iommu_test_cases[] = {
 static struct kunit_suite xen_iommu_test_suite = {
 	.name = "xen_iommu",
 	.suite_init = xt_suite_init,
+	.init = xt_init,
 	.exit = xt_stop,
 	.test_cases = xen_iommu_test_cases,
 };

@@ -11,6 +11,7 @@ such as --build_dir or --make_options. Exits with 1 if a mistake went unnoticed.
 """
 import argparse
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -19,16 +20,30 @@ DRIVER = "drivers/iommu/xen-iommu.c"
 
 
 def read_mutations(path):
-    """Returns a list of (test, old line, new line)."""
+    """Returns a list of (test, function or None, old line, new line)."""
     mutations, entry = [], {}
     for line in path.read_text().splitlines():
         if line.startswith("test: "):
             entry = {"test": line[6:].strip()}
+        elif line.startswith("in: "):
+            entry["in"] = line[4:].strip()
         elif line.startswith("-"):
             entry["old"] = line[1:]
         elif line.startswith("+"):
-            mutations.append((entry["test"], entry["old"], line[1:]))
+            mutations.append((entry["test"], entry.get("in"), entry["old"], line[1:]))
     return mutations
+
+
+def find(lines, function, old):
+    """Numbers of the lines that are old, in the function if one is named."""
+    first, last = 0, len(lines)
+    if function:
+        heads = [i for i, line in enumerate(lines) if re.match(rf"\w.*\b{function}\(", line)
+                 and "{" in lines[i + 1:i + 6]]
+        if len(heads) != 1:
+            return []
+        first, last = heads[0], lines.index("}", heads[0])
+    return [i for i in range(first, last) if lines[i] == old]
 
 
 def run_kunit(tree, test, options):
@@ -36,12 +51,13 @@ def run_kunit(tree, test, options):
     if not any(option.startswith("--kunitconfig") for option in options):
         options = ["--kunitconfig=drivers/iommu/tests", *options]
     cmd = ["./tools/testing/kunit/kunit.py", "run", *options, f"xen_iommu.{test}"]
-    run = subprocess.run(cmd, cwd=tree, capture_output=True, text=True,
-                         errors="replace", check=False)
-    if "Testing complete" not in run.stdout:
+    try:
+        run = subprocess.run(cmd, cwd=tree, capture_output=True, text=True, errors="replace",
+                             check=False, timeout=600)
+    except subprocess.TimeoutExpired:
+        return "failed"
+    if "Testing complete" not in run.stdout or test not in run.stdout:
         sys.stderr.write(run.stdout[-2000:])
-        return "not run"
-    if test not in run.stdout:
         return "not run"
     return "failed" if run.returncode else "passed"
 
@@ -61,25 +77,28 @@ def main():
     chosen = [int(n) for n in args.numbers.split(",") if n] or range(1, len(mutations) + 1)
     if not all(0 < n <= len(mutations) for n in chosen):
         sys.exit(f"there are mutations 1 to {len(mutations)}")
-    unnoticed = 0
+    survived = []
     try:
         for i in chosen:
-            test, old, new = mutations[i - 1]
+            test, function, old, new = mutations[i - 1]
             lines = original.split("\n")
-            if lines.count(old) != 1:
-                print(f"{i:2} BAD       {test}: {lines.count(old)} lines are {old.strip()!r}")
-                unnoticed += 1
-                continue
-            lines[lines.index(old)] = new
-            driver.write_text("\n".join(lines))
-            result = run_kunit(args.tree, test, options)
-            word = {"failed": "noticed", "passed": "UNNOTICED"}.get(result, "NOT RUN")
-            unnoticed += result != "failed"
-            print(f"{i:2} {word:9} {test}: {old.strip()} -> {new.strip()}", flush=True)
+            found = find(lines, function, old)
+            if len(found) == 1:
+                lines[found[0]] = new
+                driver.write_text("\n".join(lines))
+                result = run_kunit(args.tree, test, options)
+                word = {"failed": "noticed", "passed": "SURVIVED"}.get(result, "NOT RUN")
+            else:
+                word = f"{len(found)} LINES"
+            if word != "noticed":
+                survived.append(str(i))
+            print(f"{i:2} {word:9} {test}: {function + ': ' if function else ''}"
+                  f"{old.strip()} -> {new.strip()}", flush=True)
     finally:
         driver.write_text(original)
-    print(f"{len(chosen) - unnoticed} of {len(chosen)} noticed")
-    sys.exit(1 if unnoticed else 0)
+    print(f"{len(chosen) - len(survived)} of {len(chosen)} noticed"
+          + (f"; not: {','.join(survived)}" if survived else ""))
+    sys.exit(1 if survived else 0)
 
 
 if __name__ == "__main__":
