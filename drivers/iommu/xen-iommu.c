@@ -1242,7 +1242,7 @@ static bool xen_iommu_enforce_cache_coherency(struct iommu_domain *domain)
 	guard(spinlock_irqsave)(&dom->lock);
 	/* What is mapped already may not be coherent. */
 	if ((dom->xi->caps & IOMMUCAP_cache) &&
-	    RB_EMPTY_ROOT(&dom->mappings.rb_root))
+	    !xen_iommu_first(dom, 0, ULONG_MAX))
 		dom->enforce_cache = true;
 	return dom->enforce_cache;
 }
