@@ -86,9 +86,17 @@ def mutations(lab):
     """The driver with one mistake at a time: the suite must fail each time. Takes half an hour or more."""
     log = LOGS / "test/mutations.log"
     with build.lock():
-        run("mutations", ["python3", REPO / "tools/testing/xen-iommu-kunit/mutate.py", "-t", lab.linux_source,
-                          *kunit_options(build.OBJ / "kunit-um")], log, env=clean_env(**build.ENV))
+        try:
+            run("mutations", ["python3", REPO / "tools/testing/xen-iommu-kunit/mutate.py", "-t", lab.linux_source,
+                              *kunit_options(build.OBJ / "kunit-um")], log, env=clean_env(**build.ENV))
+        except Fail as failure:
+            raise Fail("\n".join([*survivors(log.read_text(errors="replace")), str(failure)])) from failure
     print(f"# {log.read_text().splitlines()[-1]}", flush=True)
+
+
+def survivors(text):
+    """Lines of mutate.py's output about mistakes that the suite did not notice."""
+    return re.findall(r"^ *\d+ (?!noticed|of ).*$", text, re.M)
 
 
 def debug_lab(lab, flavour="debug", *more):
