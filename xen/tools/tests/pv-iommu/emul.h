@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What pv-iommu.c needs of Xen, for the host.  Locks check their order, pages
+ * What the files of PV-IOMMU need of Xen, for the host.  Locks check their order, pages
  * count references, and the IOMMU has a TLB: a page that is released while the
  * TLB still has it is a bug.
  */
@@ -53,6 +53,10 @@
 #include "rbtree.c"
 typedef struct { unsigned int counter; } atomic_t;
 #define atomic_inc(a) ((a)->counter++)
+#define atomic_dec(a) ((a)->counter--)
+#define atomic_dec_and_test(a) (!--(a)->counter)
+#define smp_mb__before_atomic()
+#define process_pending_softirqs()
 #define atomic_read(a) ((a)->counter)
 #define write_atomic(p, v) (*(volatile typeof(*(p)) *)(p) = (v))
 #define smp_wmb()
@@ -341,9 +345,9 @@ static mfn_t get_gfn_type_access(struct domain *d, unsigned long gfn,
 
 static void *mmio_ro_ranges __attribute__((unused));
 #define MMIO_RO(s, e) ((s) <= 0x5010 && (e) >= 0x5010)
-/* More MMIO, enough for two superpages of the larger size and a part of one. */
+/* More MMIO, enough for two superpages and a part of one. */
 #define HUGE_MMIO 0x100000UL
-#define HUGE_MMIO_END (HUGE_MMIO + (9UL << (2 * PT_SHIFT)) / 4)
+#define HUGE_MMIO_END (HUGE_MMIO + (9UL << PT_SHIFT) / 4)
 /* As for the hardware domain, to which RAM is not denied. */
 #define iomem_access_permitted(d, s, e)                                    \
     ((e) < FIRST_HEAP || ((s) >= 0x5000 && (e) < 0x5100) ||                \
@@ -362,6 +366,7 @@ static void *xalloc(size_t n)
     return calloc(1, n);
 }
 #define xzalloc(t) ((t *)xalloc(sizeof(t)))
+#define xzalloc_array(t, n) ((t *)xalloc(sizeof(t) * (n)))
 #define xfree(p) (xen_allocs--, free(p))
 #define XFREE(p) do { xfree(p); (p) = NULL; } while ( 0 )
 #define xvfree xfree
@@ -428,7 +433,7 @@ struct pci_dev {
     bool broken;
     struct pv_iommu_ctx *pv_ctx;
     bool pv_moving;
-    struct pv_iommu_ctx *hw[8]; /* what the hardware has, per function */
+    struct pv_iommu_ctx *in_hw[8]; /* what the hardware has, per function */
     struct pci_dev *next;
 };
 static struct pci_dev *pci_get_pdev(struct domain *d, pci_sbdf_t sbdf)
@@ -448,6 +453,10 @@ static bool iommu_enabled = true;
 #define IOMMU_FLUSHF_added 1
 #define IOMMU_FLUSHF_modified 2
 #define IOMMU_FLUSHF_all 4
+
+#define X86_VENDOR_AMD 1
+#define X86_VENDOR_HYGON 2
+static struct { unsigned int x86_vendor; } boot_cpu_data;
 
 typedef int iommu_grdm_t(xen_pfn_t start, xen_ulong_t nr, uint32_t id, void *c);
 static int iommu_get_reserved_device_memory(iommu_grdm_t *fn, void *c)

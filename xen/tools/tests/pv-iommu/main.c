@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Test of pv-iommu.c on the host: random calls against a model, with an IOMMU
+ * Test of PV-IOMMU on the host: random calls against a model, with an IOMMU
  * that caches what it can (entries, and addresses of tables), forgets only what
  * it is told to, and a check that nothing that it has is ever released.
  *
  * It is built twice: with tables as they are, and with tables of few entries, in
- * order that superpages of 1 GiB (so called) are made and split all the time.
+ * order that superpages are made and split all the time.
  *
  * usage: test-pv-iommu [seed [calls]]
  */
@@ -109,7 +109,7 @@ static uint64_t hw_walk(const struct pv_iommu_ctx *ctx, unsigned long dfn,
                         bool cache, unsigned int *leaf_level)
 {
     struct page_info *pg = ctx->root;
-    unsigned int level = hw.levels;
+    unsigned int level = pv_hw.levels;
 
     for ( ; ; )
     {
@@ -183,7 +183,7 @@ static int hw_init(struct pv_iommu_hw *h)
     *h = (struct pv_iommu_hw){
         .levels = 4, .min_levels = fmt == FMT_VTD ? 3 : 4,
         .max_dfn = hw_span(5) - 1,
-        .page_sizes = PAGE_SIZE_4K | PAGE_SIZE_2M | PAGE_SIZE_1G,
+        .page_sizes = PAGE_SIZE_4K | PAGE_SIZE_2M,
         .flush_added = fmt == FMT_VTD,
     };
     if ( fmt == FMT_VTD )
@@ -272,7 +272,7 @@ static int attach(uint8_t devfn, struct pci_dev *pdev)
         return -EIO;
     }
     assert(pdev->pv_moving);
-    pdev->hw[devfn & 7] = pv_iommu_pdev_ctx(pdev->domain, pdev);
+    pdev->in_hw[devfn & 7] = pv_iommu_pdev_ctx(pdev->domain, pdev);
     return 0;
 }
 
@@ -419,7 +419,7 @@ static int model_gfn(unsigned long gfn, unsigned int prot)
     return typed(gfn, prot) && frame_table[gfn].other_type ? -EPERM : 0;
 }
 
-static bool reserved(unsigned long dfn)
+static bool is_reserved(unsigned long dfn)
 {
     return dfn >= 0x3000 && dfn < 0x3003;
 }
@@ -491,7 +491,7 @@ static void verify(void)
     {
         unsigned long mfn = tlb[i].mfn;
 
-        if ( tlb[i].valid && !reserved(tlb[i].dfn) )
+        if ( tlb[i].valid && !is_reserved(tlb[i].dfn) )
             for ( ; mfn < tlb[i].mfn + tlb[i].nr && mfn < FIRST_HEAP; mfn++ )
                 assert(frame_table[mfn].count > 1);
     }
@@ -528,11 +528,6 @@ static unsigned long a_gfn(void)
     }
 }
 
-static unsigned int a_large_order(void)
-{
-    return PT_SHIFT * (hw_span(3) < NR_DFN ? 1 + rnd(2) : 1);
-}
-
 static unsigned long model_map(unsigned int c, unsigned long dfn,
                                unsigned long gfn, unsigned long nr,
                                unsigned int prot, int *rc)
@@ -544,7 +539,7 @@ static unsigned long model_map(unsigned int c, unsigned long dfn,
     {
         /* The frame is looked at before the place. */
         *rc = model_gfn(gfn + i, prot);
-        if ( !*rc && reserved(dfn + i) )
+        if ( !*rc && is_reserved(dfn + i) )
             *rc = -EADDRNOTAVAIL;
         else if ( !*rc && dfn + i < NR_DFN && model[c].map[dfn + i].prot )
             *rc = -EADDRINUSE;
@@ -567,7 +562,7 @@ static unsigned long model_unmap(unsigned int c, unsigned long dfn,
     {
         if ( dfn + i >= NR_DFN || !model[c].map[dfn + i].prot )
         {
-            *rc = reserved(dfn + i) ? -EADDRNOTAVAIL : -ENOENT;
+            *rc = is_reserved(dfn + i) ? -EADDRNOTAVAIL : -ENOENT;
             break;
         }
         model[c].map[dfn + i].prot = 0;
@@ -648,7 +643,7 @@ static void random_call(void)
             assert(!fail_attach && dev[i].pv_ctx == before);
             if ( before && before->identity )
                 before = NULL;
-            assert(dev[i].hw[0] == before);
+            assert(dev[i].in_hw[0] == before);
             break;
         }
         fail_attach = false;
@@ -664,9 +659,9 @@ static void random_call(void)
             assert(!ret && dev[i].pv_ctx == ctx);
             if ( ctx && ctx->identity )
                 ctx = NULL;
-            assert(dev[i].hw[0] == ctx);
+            assert(dev[i].in_hw[0] == ctx);
             if ( dev[i].phantom_stride )
-                assert(dev[i].hw[2] == ctx && dev[i].hw[6] == ctx);
+                assert(dev[i].in_hw[2] == ctx && dev[i].in_hw[6] == ctx);
         }
         break;
     }
@@ -674,7 +669,7 @@ static void random_call(void)
     case 3 ... 6:
     {
         bool large = !rnd(4);
-        unsigned int order = large ? a_large_order() : 0, prot = 1 + rnd(3);
+        unsigned int order = large ? PT_SHIFT : 0, prot = 1 + rnd(3);
         unsigned long mask = (1UL << order) - 1, nr;
         unsigned long dfn = a_dfn() & ~mask, gfn = a_gfn() & ~mask, n;
         static unsigned int before[NR_DFN];
@@ -734,7 +729,7 @@ static void random_call(void)
     case 7 ... 9:
     {
         bool large = !rnd(5);
-        unsigned int order = large ? a_large_order() : 0;
+        unsigned int order = large ? PT_SHIFT : 0;
         unsigned long mask = (1UL << order) - 1, nr, n, p;
         unsigned long dfn = a_dfn() & ~mask;
         pv_iommu_unmap_pages_t op;
@@ -873,7 +868,7 @@ static void set_up(bool translated, int format)
             p2m_type[i] = p2m_mmio_direct;
     }
 
-    hw_init(&hw);
+    hw_init(&pv_hw);
     iommu_ops.pv_hw_init = hw_init;
     iommu_ops.pv_ctx_init = ctx_init;
     iommu_ops.pv_ctx_destroy = hw_ctx_destroy;
@@ -946,40 +941,40 @@ static void run_case(bool translated, int format, unsigned int order,
     tear_down(allocs);
     assert(held_ended || calls < 10000);
     assert(!calls || seen_super[2]);
-    assert(!calls || order < 10 || seen_super[3] || hw_span(3) >= NR_DFN);
 
     printf("ok - %s, %s, %u pool pages, %lu calls (%lu out of memory, %u grants held)\n",
            translated ? "PVH" : "PV", format == FMT_VTD ? "VT-d" : "AMD-Vi",
            1U << order, calls, oom, held_ended);
 }
 
-/* Superpages of the larger size, on purpose. */
+/* Superpages, on purpose. */
 
-static unsigned int huge_prot, huge_ctx;
+static unsigned int super_ctx;
 
-static struct pv_iommu_ctx *huge(void)
+static struct pv_iommu_ctx *super(void)
 {
-    return dom0.iommu.pv->ctx[huge_ctx];
+    return dom0.iommu.pv->ctx[super_ctx];
 }
 
 /* Map, or unmap, pages of a size; returns how many frames of them are done. */
-static unsigned long huge_map(unsigned long dfn, unsigned long gfn,
-                              unsigned long nr, unsigned int order, long wanted)
+static unsigned long super_map(unsigned long dfn, unsigned long gfn,
+                               unsigned long nr, unsigned int order,
+                               long wanted)
 {
     pv_iommu_map_pages_t op = {
-        .ctx_no = huge_ctx, .dfn = dfn, .gfn = gfn, .nr_pages = nr >> order,
-        .pgsize = 4096U << order, .map_flags = huge_prot,
+        .ctx_no = super_ctx, .dfn = dfn, .gfn = gfn, .nr_pages = nr >> order,
+        .pgsize = 4096U << order, .map_flags = IOMMU_MAP_readable,
     };
 
     assert(call(IOMMU_map_pages, &op) == wanted);
     return (unsigned long)op.mapped << order;
 }
 
-static unsigned long huge_unmap(unsigned long dfn, unsigned long nr,
-                                unsigned int order, long wanted)
+static unsigned long super_unmap(unsigned long dfn, unsigned long nr,
+                                 unsigned int order, long wanted)
 {
     pv_iommu_unmap_pages_t op = {
-        .ctx_no = huge_ctx, .dfn = dfn, .nr_pages = nr >> order,
+        .ctx_no = super_ctx, .dfn = dfn, .nr_pages = nr >> order,
         .pgsize = 4096U << order,
     };
 
@@ -988,185 +983,132 @@ static unsigned long huge_unmap(unsigned long dfn, unsigned long nr,
 }
 
 /* Level of the entry for dfn, which has to lead to that frame. */
-static unsigned int huge_level(unsigned long dfn, unsigned long mfn)
+static unsigned int super_level(unsigned long dfn, unsigned long mfn)
 {
     unsigned int level;
 
-    assert(hw_walk(huge(), dfn, true, &level) == (mfn << 12 | huge_prot));
+    assert(hw_walk(super(), dfn, true, &level) ==
+           (mfn << 12 | IOMMU_MAP_readable));
     return level;
 }
 
 static bool is_mapped(unsigned long dfn)
 {
-    return hw_walk(huge(), dfn, true, NULL);
+    return hw_walk(super(), dfn, true, NULL);
 }
 
-static void new_huge_ctx(void)
+static void take_pool(struct pv_iommu *pv, struct page_list_head *taken)
 {
-    pv_iommu_alloc_t op = {};
-
-    assert(!call(IOMMU_alloc_context, &op));
-    huge_ctx = op.ctx_no;
+    while ( pv->nr_free )
+    {
+        page_list_add(page_list_remove_head(&pv->pool), taken);
+        pv->nr_free--;
+    }
 }
 
-static void free_huge_ctx(void)
+static void return_pool(struct pv_iommu *pv, struct page_list_head *taken)
 {
-    pv_iommu_free_t op = { .ctx_no = huge_ctx };
+    struct page_info *pg;
 
-    assert(!call(IOMMU_free_context, &op));
+    while ( (pg = page_list_remove_head(taken)) )
+    {
+        page_list_add(pg, &pv->pool);
+        pv->nr_free++;
+    }
 }
 
-static void run_huge(bool translated, int format)
+static void run_super(bool translated, int format)
 {
-    const unsigned long span = hw_span(3), part = hw_span(2), dfn = 5 * span;
-    const unsigned int order = 2 * PT_SHIFT;
-    pv_iommu_init_t init = { NR_CTX, 11 };
-    unsigned long gfn, i, at, left, pages, tables, all;
+    const unsigned long span = hw_span(2), dfn = 5 * span, gfn = span;
+    pv_iommu_init_t init = { NR_CTX, 8 };
     struct page_list_head taken = {};
+    pv_iommu_alloc_t alloc = {};
+    pv_iommu_free_t op;
     pv_iommu_capabilities_t cap;
     long allocs = xen_allocs;
+    unsigned long i, at, left, all;
     struct pv_iommu *pv;
     bool *gone;
 
     set_up(translated, format);
     assert(!call(IOMMU_init, &init));
     assert(!call(IOMMU_query_capabilities, &cap) &&
-           cap.pgsize_mask == (PAGE_SIZE_4K | PAGE_SIZE_2M | PAGE_SIZE_1G));
+           cap.pgsize_mask == (PAGE_SIZE_4K | PAGE_SIZE_2M));
     pv = dom0.iommu.pv;
     all = pv->nr_free;
 
-    /* RAM if there is so much, in PV what can be written among it is rare. */
-    gfn = 2 * span <= 1024 ? span : HUGE_MMIO;
-    if ( translated && gfn == HUGE_MMIO )
-        return tear_down(allocs);
-    huge_prot = translated || gfn == HUGE_MMIO ? 3 : IOMMU_MAP_readable;
-
     /* Every part is unmapped alone, with no page left, in any order. */
-    new_huge_ctx();
-    pages = pv->nr_free;
-    tables = huge()->nr_tables;
+    assert(!call(IOMMU_alloc_context, &alloc));
+    super_ctx = alloc.ctx_no;
     preempt_every = 1;
-    assert(huge_map(dfn, gfn, span, 0, 0) == span);
-    for ( i = 0; i < span; i += part / 4 )
-        assert(huge_level(dfn + i, gfn + i) == 3);
-    /* A page for its split and for that of each part; one waits for a flush. */
-    tables = huge()->nr_tables - tables;
-    assert(huge()->nr_spare == 1 + PT_ENTRIES && huge()->nr_stale == 1);
-    assert(tables <= 1 && pages - pv->nr_free == PT_ENTRIES + 2 + tables);
-
-    while ( pv->nr_free )
-    {
-        page_list_add(page_list_remove_head(&pv->pool), &taken);
-        pv->nr_free--;
-    }
+    assert(super_map(dfn, gfn, span, 0, 0) == span);
+    for ( i = 0; i < span; i++ )
+        assert(super_level(dfn + i, gfn + i) == 2);
+    take_pool(pv, &taken);
     gone = calloc(span, sizeof(*gone));
-    for ( left = span; left; )
+    for ( left = span; left; left-- )
     {
-        unsigned long nr;
-
         at = rnd(span);
         while ( gone[at] )
             at = (at + 1) % span;
-        /* Single pages first, of each part one, then longer pieces. */
-        nr = left > span - 2 * PT_ENTRIES ? 1 : 1 + rnd(2 * part);
-        for ( i = at; i < at + nr && i < span && !gone[i]; i++ )
-            gone[i] = true;
-        nr = i - at;
-        assert(huge_unmap(dfn + at, nr, 0, 0) == nr);
-        left -= nr;
-        for ( i = 0; i < 64; i++ )
+        gone[at] = true;
+        assert(super_unmap(dfn + at, 1, 0, 0) == 1);
+        for ( i = 0; i < span; i++ )
         {
-            at = rnd(span);
-            assert(is_mapped(dfn + at) == !gone[at]);
-            if ( !gone[at] )
-                huge_level(dfn + at, gfn + at);
+            assert(is_mapped(dfn + i) == !gone[i]);
+            assert(frame_table[gfn + i].count == 2 - gone[i]);
         }
-        if ( gfn < FIRST_HEAP )
-            for ( i = 0; i < span; i++ )
-                assert(frame_table[gfn + i].count == 2 - gone[i]);
     }
     free(gone);
-    page_list_splice(&taken, &pv->pool);
-    for ( pv->nr_free = i = 0; i < NR_PAGES; i++ )
-        pv->nr_free += frame_table[i].list == &pv->pool;
-    assert(huge()->nr_frames == 3);
-    free_huge_ctx();
-    assert(pv->nr_free == all);
+    return_pool(pv, &taken);
 
     /* Pages of this size, wholly or not at all. */
-    new_huge_ctx();
-    assert(huge_map(dfn, gfn, span, order, 0) == span);
-    assert(huge_level(dfn, gfn) == 3);
-    assert(huge_map(dfn, gfn, span, order, -EADDRINUSE) == 0);
-    assert(huge_unmap(dfn, span, order, 0) == span);
-    assert(huge_unmap(dfn, span, order, -ENOENT) == 0);
-    assert(huge_map(dfn, gfn, span, order, 0) == span);
-    assert(huge_unmap(dfn + span - 1, 1, 0, 0) == 1);
-    assert(huge_unmap(dfn, span, order, -ENOENT) == 0);
-    assert(huge_level(dfn + span - 2, gfn + span - 2) == 1);
-    assert(huge_level(dfn, gfn) == 2);
-    assert(huge_unmap(dfn, span - 1, 0, 0) == span - 1);
-    assert(huge_map(dfn + span / 2, gfn, 1, 0, 0) == 1);
-    assert(huge_map(dfn, gfn, span, order, -EADDRINUSE) == 0);
+    assert(super_map(dfn, gfn, span, PT_SHIFT, 0) == span);
+    assert(super_level(dfn, gfn) == 2);
+    assert(super_map(dfn, gfn, span, PT_SHIFT, -EADDRINUSE) == 0);
+    assert(super_unmap(dfn, span, PT_SHIFT, 0) == span);
+    assert(super_unmap(dfn, span, PT_SHIFT, -ENOENT) == 0);
+    assert(super_map(dfn, gfn, span, PT_SHIFT, 0) == span);
+    assert(super_unmap(dfn + span - 1, 1, 0, 0) == 1);
+    assert(super_unmap(dfn, span, PT_SHIFT, -ENOENT) == 0);
+    assert(super_level(dfn + span - 2, gfn + span - 2) == 1);
+    assert(super_unmap(dfn, span - 1, 0, 0) == span - 1);
+    assert(super_map(dfn + span / 2, gfn, 1, 0, 0) == 1);
+    assert(super_map(dfn, gfn, span, PT_SHIFT, -EADDRINUSE) == 0);
     for ( i = 0; i < span; i++ )
         assert(is_mapped(dfn + i) == (i == span / 2));
-    assert(huge_unmap(dfn + span / 2, 1, 0, 0) == 1);
-    if ( gfn == HUGE_MMIO )
+    assert(super_unmap(dfn + span / 2, 1, 0, 0) == 1);
+
+    /* A table without entries gives way to one; so does one that is dead. */
+    assert(super_map(dfn, gfn, span, 0, 0) == span);
+    assert(super_level(dfn, gfn) == 2);
+
+    /* What is not contiguous, or without a page for the split, is none. */
+    assert(super_map(dfn + span, gfn + 1, span, 0, 0) == span);
+    assert(super_level(dfn + span, gfn + 1) == 1);
+    if ( translated )
     {
         /* Only a part of the last is permitted. */
-        assert(huge_map(dfn, gfn, 3 * span, order, -EPERM) == 2 * span);
-        assert(huge_level(dfn + span, gfn + span) == 3);
-        for ( i = 2 * span; i < 3 * span; i++ )
+        i = HUGE_MMIO;
+        assert(super_map(dfn + 2 * span, i, 3 * span, PT_SHIFT, -ENOENT) == 0);
+    }
+    else
+    {
+        assert(super_map(dfn + 2 * span, HUGE_MMIO, 3 * span, PT_SHIFT,
+                         -EPERM) == 2 * span);
+        assert(super_level(dfn + 3 * span, HUGE_MMIO + span) == 2);
+        for ( i = 4 * span; i < 5 * span; i++ )
             assert(!is_mapped(dfn + i));
-        assert(huge_unmap(dfn, 2 * span, order, 0) == 2 * span);
     }
-    free_huge_ctx();
-    assert(pv->nr_free == all);
 
-    /* A part that returns completes it again, other than without a page. */
-    new_huge_ctx();
-    assert(huge_map(dfn, gfn, span, 0, 0) == span);
-    for ( i = 0; i < 3; i++ )
-    {
-        assert(huge_unmap(dfn + part, part, 0, 0) == part);
-        assert(huge_level(dfn, gfn) == 2);
-        while ( i == 1 && pv->nr_free > 1 )
-        {
-            page_list_add(page_list_remove_head(&pv->pool), &taken);
-            pv->nr_free--;
-        }
-        assert(huge_map(dfn + part, gfn + part, part, 0, 0) == part);
-        assert(huge_level(dfn, gfn) == (i == 1 ? 2 : 3));
-        while ( !page_list_empty(&taken) )
-        {
-            page_list_add(page_list_remove_head(&taken), &pv->pool);
-            pv->nr_free++;
-        }
-    }
-    /* The domain gives it up as it is, and every page is there. */
-    free_huge_ctx();
-    assert(pv->nr_free == all);
-
-    /* What must not become one entry. */
-    new_huge_ctx();
-    assert(huge_map(dfn, gfn + part, span, 0, 0) == span);
-    assert(huge_level(dfn, gfn + part) == 2);
-    assert(huge_unmap(dfn, span, 0, 0) == span);
-    assert(huge_map(dfn + part, gfn + part, span - part, 0, 0) == span - part);
-    assert(huge_map(dfn, gfn + part, part, 0, 0) == part);
-    assert(huge_level(dfn, gfn + part) == 2);
-    assert(huge_unmap(dfn, part, 0, 0) == part);
-    if ( huge_prot == 3 )
-    {
-        huge_prot = IOMMU_MAP_readable;
-        assert(huge_map(dfn, gfn, part, 0, 0) == part);
-        assert(huge_level(dfn, gfn) == 2);
-    }
+    /* It goes with what is in it, and every page is there. */
+    op = (pv_iommu_free_t){ .ctx_no = super_ctx };
+    assert(!call(IOMMU_free_context, &op) && pv->nr_free == all);
 
     /* One that is in use when the domain dies. */
-    huge_prot = IOMMU_MAP_readable;
-    assert(huge_map(dfn - span, gfn, span, 0, 0) == span);
-    assert(huge_level(dfn - 1, gfn + span - 1) == 3);
+    assert(!call(IOMMU_alloc_context, &alloc));
+    super_ctx = alloc.ctx_no;
+    assert(super_map(dfn, gfn, span, 0, 0) == span);
     tear_down(allocs);
 
     printf("ok - superpages of %lu pages, %s, %s\n", span,
@@ -1202,8 +1144,9 @@ int main(int argc, char **argv)
     setlinebuf(stdout);
     printf("# seed %lu\n", seed);
     state = seed * 2654435761UL + 1;
+    assert(!reserved_init());
     for ( i = 0; i < 4; i++ )
-        run_huge(i & 1, i >> 1);
+        run_super(i & 1, i >> 1);
     for ( i = 0; i < 4; i++ )
         run_grants(i & 1, i >> 1);
     for ( i = 0; i < 8; i++ )

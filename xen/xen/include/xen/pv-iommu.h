@@ -3,122 +3,15 @@
 #define XEN__PV_IOMMU_H
 
 #include <xen/iommu.h>
-#include <xen/list.h>
 #include <xen/mm.h>
 #include <xen/pci.h>
-#include <xen/rbtree.h>
 #include <xen/sched.h>
-#include <xen/spinlock.h>
-#include <xen/types.h>
 
 #include <public/grant_table.h>
 
-/*
- * Layout of the page table entries of the IOMMU, and its limits. Tables of both
- * VT-d and AMD-Vi have 512 entries of 64 bits; what differs is in here, so that
- * there is one page table walker.
- */
-struct pv_iommu_hw {
-    /* Any of these set: the entry is present. */
-    uint64_t present;
-    uint64_t read, write;
-    /* Set in entries that refer to a table, besides the level. */
-    uint64_t table;
-    /* The level of the table is stored from this bit on (64: it is not). */
-    unsigned int level_shift;
-    /* Set in any leaf; for leaves above level 1: (pte & super_mask) == super. */
-    uint64_t leaf, super, super_mask;
-    /* Bits that the hardware ignores, also while the entry is not present. */
-    uint64_t sw_write, sw_noref, sw_rsvd, sw_dead, sw_grant;
+/* Hooks of PV-IOMMU, see docs/designs/pv-iommu.md. */
 
-    /* Levels of the page tables of a context. */
-    unsigned int levels;
-    /* Tables of first entries down to this level must always be there. */
-    unsigned int min_levels;
-    /* Highest device frame number. */
-    unsigned long max_dfn;
-    /* Page sizes, in bytes. */
-    unsigned long page_sizes;
-    /* A new entry must be flushed for the hardware to see it. */
-    bool flush_added;
-    /* A device can only send the interrupts that were set up for it. */
-    bool isolated_msi;
-};
-
-#define PV_IOMMU_NR_DEFERRED 256
-#define PV_IOMMU_NR_BUCKETS 64
-
-struct pv_iommu_ctx {
-    /* All contexts, protected by pcidevs_lock. */
-    struct list_head list;
-    struct domain *d;
-    /* Where tables come from; NULL for Xen's own context: from the heap. */
-    struct pv_iommu *pv;
-    uint16_t no;
-    /* Tag of this context in the IOMMUs; DOMID_INVALID for identity contexts. */
-    domid_t domid;
-    /* Of the page tables. */
-    uint8_t levels;
-    /* Uses the tables of the domain instead of its own. */
-    bool identity;
-    /* For CONFIG_PV_IOMMU_QUIRKS: freeing was refused. */
-    bool quirk_lost;
-    /* Being freed. Set with both pcidevs_lock and pv_iommu.lock held. */
-    bool dying;
-    /* Calls in progress, protected by pv_iommu.lock. */
-    unsigned int users;
-    /* Devices in this context, protected by pcidevs_lock. */
-    unsigned int nr_devs;
-    /* IOMMUs that devices of this context are, or were, behind. */
-    unsigned long *iommu_bitmap;
-
-    /* Protects all below, and the tables. */
-    spinlock_t lock;
-    struct page_info *root;
-    /* Table of the lowest level that was used last, NULL if that is gone. */
-    struct page_info *last;
-    /* Tables without entries, kept for the next mapping. */
-    struct page_list_head empty;
-    /* Tables that were taken out of the tree; free after a flush of all. */
-    struct page_list_head stale;
-    /* Tables set aside for the split of each superpage. */
-    struct page_list_head spare;
-    unsigned int nr_empty, nr_stale, nr_spare;
-    unsigned long nr_tables, nr_frames;
-    /* Superpages that were split, in all and before the last flush of all. */
-    unsigned int nr_splits, splits_flushed;
-
-    /*
-     * Ranges that were unmapped but not flushed. Indices are free running:
-     * [head, flushed) can be released, [flushed, tail) needs a flush first, and
-     * [sealed, tail) is what no flush has begun for.
-     */
-    unsigned int def_head, def_flushed, def_sealed, def_tail;
-    struct {
-        unsigned long dfn, nr;
-    } deferred[PV_IOMMU_NR_DEFERRED];
-};
-
-struct pv_iommu {
-    /* Protects all below. Innermost lock. */
-    spinlock_t lock;
-    /* IOMMU_init did not get enough memory, and gives back what it got. */
-    bool failed;
-    unsigned int max_ctx, nr_ctx;
-    unsigned long nr_pages, nr_free;
-    struct page_list_head pool;
-    /* For CONFIG_PV_IOMMU_QUIRKS: pages that are not to be used again. */
-    struct page_list_head quirk_leaked;
-    struct domain *d;
-    /* Flushes of IOTLBs, for the debug key. */
-    atomic_t nr_flushes;
-    /* Frames of other domains. */
-    struct pv_iommu_bucket {
-        spinlock_t lock;
-        struct rb_root frames;
-    } bucket[PV_IOMMU_NR_BUCKETS];
-    struct pv_iommu_ctx *ctx[]; /* [max_ctx + 1], [0] is unused */
-};
+struct pv_iommu_ctx;
 
 #ifdef CONFIG_PV_IOMMU
 

@@ -3,14 +3,14 @@
  * Reports of faults to the domain that has the device: IOMMU_get_faults.
  *
  * A domain that has asked for reports has a small ring. A fault that finds it
- * full is only counted, and no event is sent before the domain has read what is
- * there, so that a storm of faults costs the domain nothing.
+ * full is only counted, and no event is sent before the domain has read what
+ * is there, so that a storm of faults costs the domain nothing.
  */
 
 #include <xen/event.h>
 #include <xen/guest_access.h>
 #include <xen/iommu.h>
-#include <xen/pv-iommu.h>
+#include <asm/pv-iommu.h>
 #include <xen/sched.h>
 
 #include <public/pv-iommu.h>

@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* PV-IOMMU: which device is in which context. */
+
+#include <xen/iommu.h>
+#include <xen/nospec.h>
+
+#include "private.h"
+
+/* Context 0 of the hardware domain, if that is not to be an identity map. */
+struct pv_iommu_ctx *__read_mostly hwdom_block;
+/*
+ * Blocks all but reserved regions, too: where devices come back to whose
+ * context was freed while another domain had them. Made when the first one goes.
+ */
+struct pv_iommu_ctx *__read_mostly hwdom_lost;
+
+bool default_blocks(const struct domain *d)
+{
+    return hwdom_block && is_hardware_domain(d);
+}
+
+struct pv_iommu_ctx *pv_iommu_pdev_ctx(const struct domain *d,
+                                       const struct pci_dev *pdev)
+{
+    struct pv_iommu_ctx *ctx = pdev->pv_ctx;
+
+    ASSERT(pcidevs_locked());
+
+    if ( !ctx && is_hardware_domain(d) )
+        ctx = hwdom_block;
+
+    return ctx && ctx->d == d && !ctx->identity ? ctx : NULL;
+}
+
+/*
+ * Set a device up, with its phantom functions, for the context that it is in.
+ */
+int attach_functions(struct pci_dev *pdev)
+{
+    unsigned int devfn = pdev->devfn;
+    int rc;
+
+    do {
+        rc = iommu_call(&iommu_ops, pv_attach, devfn, pdev);
+        devfn += pdev->phantom_stride;
+    } while ( !rc && devfn != pdev->devfn &&
+              PCI_SLOT(devfn) == PCI_SLOT(pdev->devfn) );
+
+    return rc;
+}
+
+/* Move a device to a context, NULL for context 0. */
+int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
+{
+    struct pv_iommu_ctx *old = pdev->pv_ctx;
+    int rc;
+
+    ASSERT(pcidevs_locked());
+
+    /* Until the move is done, flushes of either reach the device's TLB. */
+    pdev->pv_moving = true;
+    smp_wmb();
+
+    pdev->pv_ctx = ctx;
+    rc = attach_functions(pdev);
+    if ( rc )
+    {
+        pdev->pv_ctx = old;
+        if ( rc != -ENODEV && attach_functions(pdev) )
+        {
+            /*
+             * Some function may be in either. Keep both contexts: a device
+             * must never walk tables that were freed.
+             */
+            printk(XENLOG_ERR "%pp: cannot be moved between IOMMU contexts\n",
+                   &pdev->sbdf);
+            pdev->broken = true;
+            if ( ctx )
+                ctx->nr_devs++;
+        }
+    }
+    else
+    {
+        reserved_move(pdev, ctx);
+
+        if ( ctx )
+            ctx->nr_devs++;
+        if ( old )
+        {
+            ASSERT(old->nr_devs);
+            old->nr_devs--;
+        }
+    }
+
+    smp_wmb();
+    pdev->pv_moving = false;
+
+    return rc;
+}
+
+/* The context of another domain than its own is the one it comes back to. */
+bool pdev_lent(const struct pci_dev *pdev)
+{
+    return pdev->pv_ctx && pdev->pv_ctx->d != pdev->domain;
+}
+
+int pv_iommu_release_pdev(struct pci_dev *pdev)
+{
+    ASSERT(pcidevs_locked());
+
+    return pdev->pv_ctx && !pdev_lent(pdev) ? pdev_attach(pdev, NULL) : 0;
+}
+
+void pv_iommu_forget_pdev(struct pci_dev *pdev)
+{
+    ASSERT(pcidevs_locked());
+
+    if ( pdev->pv_ctx )
+        pdev->pv_ctx->nr_devs--;
+    pdev->pv_ctx = NULL;
+}
+
+/* A context goes: devices that would come back to it find their DMA blocked. */
+int cf_check pdev_orphan(struct pci_dev *pdev, void *arg)
+{
+    struct pv_iommu_ctx *ctx = arg;
+
+    if ( pdev->pv_ctx == ctx && pdev_lent(pdev) )
+    {
+        pdev->pv_ctx = hwdom_lost;
+        hwdom_lost->nr_devs++;
+        ctx->nr_devs--;
+    }
+
+    return 0;
+}
+
+int pdev_move(struct domain *d, struct pv_iommu *pv, pci_sbdf_t sbdf,
+              unsigned int no)
+{
+    struct pv_iommu_ctx *ctx = NULL;
+    struct pci_dev *pdev;
+    int rc = -ENODEV;
+
+    pcidevs_lock();
+
+    pdev = pci_get_pdev(d, sbdf);
+    if ( !pdev )
+        goto out;
+
+    rc = -EBUSY;
+    if ( pdev_lent(pdev) )
+        goto out;
+
+    if ( no )
+    {
+        rc = -EINVAL;
+        /* Freeing is excluded by pcidevs_lock, up to "dying". */
+        if ( no > pv->max_ctx )
+            goto out;
+        ctx = pv->ctx[array_index_nospec(no, pv->max_ctx + 1)];
+        if ( !ctx || ctx->dying )
+            goto out;
+    }
+
+    rc = pdev->pv_ctx != ctx ? pdev_attach(pdev, ctx) : 0;
+
+ out:
+    pcidevs_unlock();
+
+    return rc;
+}
+
+/*
+ * Local variables:
+ * mode: C
+ * c-file-style: "BSD"
+ * c-basic-offset: 4
+ * indent-tabs-mode: nil
+ * End:
+ */

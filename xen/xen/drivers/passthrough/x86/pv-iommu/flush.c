@@ -1,0 +1,246 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* PV-IOMMU: flushes of IOTLBs, and the frames and tables that wait for one. */
+
+#include <xen/event.h>
+#include <xen/hypercall.h>
+
+#include "private.h"
+
+void flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
+                 unsigned int flags)
+{
+    /*
+     * An IOMMU that isn't flushed as no device behind it is in the context
+     * must see the new entries when there is one.
+     */
+    smp_mb();
+
+    /*
+     * The vendors' code waits for as long as it takes: there is no way back.
+     */
+    if ( iommu_call(&iommu_ops, pv_flush, ctx, _dfn(dfn), nr, flags) )
+        panic("%pd: IOMMU context %u cannot be flushed\n", ctx->d, ctx->no);
+
+    if ( ctx->pv )
+        atomic_inc(&ctx->pv->nr_flushes);
+}
+
+/* Flush all of a context, and give back the tables that are empty. */
+void flush_ctx(struct pv_iommu_ctx *ctx)
+{
+    PAGE_LIST_HEAD(stale);
+    unsigned int tail, splits;
+
+    spin_lock(&ctx->lock);
+    trim_empties(ctx);
+    page_list_move(&stale, &ctx->stale);
+    tail = ctx->def_tail;
+    ctx->def_sealed = tail;
+    splits = ctx->nr_splits;
+    spin_unlock(&ctx->lock);
+
+    flush_range(ctx, 0, 0, IOMMU_FLUSHF_modified | IOMMU_FLUSHF_all);
+
+    pool_put_list(ctx, &stale);
+
+    spin_lock(&ctx->lock);
+    if ( (int)(tail - ctx->def_flushed) > 0 )
+        ctx->def_flushed = tail;
+    if ( (int)(splits - ctx->splits_flushed) > 0 )
+        ctx->splits_flushed = splits;
+    spin_unlock(&ctx->lock);
+}
+
+/*
+ * Release the frames behind dead entries. To be called after the flush.
+ * Returns how far it got, less than nr if there is more than fits into later.
+ */
+static unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                          unsigned long nr, struct later *later)
+{
+    const uint64_t state = pv_hw.present | pv_hw.sw_dead, dead = pv_hw.sw_dead;
+    const uint64_t special = pv_hw.sw_noref | pv_hw.sw_rsvd | pv_hw.sw_grant;
+    unsigned long i = 0;
+    bool full = false;
+
+    ASSERT(spin_is_locked(&ctx->lock));
+
+    while ( i < nr && !full )
+    {
+        unsigned int level = 1, idx, gone = 0;
+        struct page_info *pg;
+        uint64_t *tbl;
+
+        if ( find_table(ctx, dfn + i, &level, false, &pg) )
+            ASSERT_UNREACHABLE();
+
+        tbl = __map_domain_page(pg);
+
+        for ( idx = pt_index(dfn + i, level); idx < PT_ENTRIES && i < nr;
+              idx++, i += span(level) - ((dfn + i) & (span(level) - 1)) )
+        {
+            uint64_t pte = tbl[idx];
+
+            if ( (pte & state) != dead )
+            {
+                if ( pte && !pte_is_leaf(pte, level) )
+                    break;
+                continue;
+            }
+
+            if ( unlikely(level > 1) )
+            {
+                /* A range that is dead always covers superpages wholly. */
+                ASSERT(!((dfn + i) & (PT_ENTRIES - 1)) && nr - i >= PT_ENTRIES);
+                put_frames(ctx, pte_mfn(pte), PT_ENTRIES, pte, true);
+                pool_put(ctx, page_list_remove_head(&ctx->spare));
+            }
+            else if ( unlikely(pte & special) )
+            {
+                full = (pte & pv_hw.sw_grant) && !put_later(later, pte);
+                if ( full )
+                    break;
+            }
+            else if ( pte & pv_hw.sw_write )
+                put_page_and_type(mfn_to_page(pte_mfn(pte)));
+            else
+                put_page(mfn_to_page(pte_mfn(pte)));
+
+            tbl[idx] = 0;
+            gone++;
+        }
+        unmap_domain_page(tbl);
+
+        ctx->nr_frames -= gone * span(level);
+        if ( gone )
+            pt_put(ctx, pg, gone);
+    }
+
+    return min(i, nr);
+}
+
+/* Remember a dead range for flush_deferred(). False if there is no room. */
+bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
+{
+    unsigned int idx;
+    bool ok;
+
+    spin_lock(&ctx->lock);
+
+    idx = (ctx->def_tail - 1) % PV_IOMMU_NR_DEFERRED;
+    ok = ctx->def_tail - ctx->def_head < PV_IOMMU_NR_DEFERRED;
+
+    /* No flush has begun since, so that one serves both. */
+    if ( ctx->def_tail != ctx->def_sealed &&
+         ctx->deferred[idx].dfn + ctx->deferred[idx].nr == dfn )
+    {
+        ctx->deferred[idx].nr += nr;
+        ok = true;
+    }
+    else if ( ok )
+    {
+        idx = ctx->def_tail++ % PV_IOMMU_NR_DEFERRED;
+        ctx->deferred[idx].dfn = dfn;
+        ctx->deferred[idx].nr = nr;
+    }
+
+    spin_unlock(&ctx->lock);
+
+    return ok;
+}
+
+/* Release what was deferred, and flushed since. May return -ERESTART. */
+static int release_deferred(struct pv_iommu_ctx *ctx)
+{
+    bool more;
+
+    do {
+        struct later later = {};
+
+        spin_lock(&ctx->lock);
+        if ( ctx->def_head != ctx->def_flushed )
+        {
+            unsigned int idx = ctx->def_head % PV_IOMMU_NR_DEFERRED;
+            unsigned long dfn = ctx->deferred[idx].dfn;
+            unsigned long n = reap(ctx, dfn,
+                                   min(ctx->deferred[idx].nr, table_rest(dfn)),
+                                   &later);
+
+            ctx->deferred[idx].dfn += n;
+            ctx->deferred[idx].nr -= n;
+            if ( !ctx->deferred[idx].nr )
+                ctx->def_head++;
+        }
+        more = ctx->def_head != ctx->def_flushed;
+        spin_unlock(&ctx->lock);
+
+        put_now(ctx, &later);
+        if ( more && hypercall_preempt_check() )
+            return -ERESTART;
+    } while ( more );
+
+    return 0;
+}
+
+/*
+ * Flush and release what was unmapped without a flush; always: flush even if
+ * nothing was. May return -ERESTART.
+ */
+int flush_deferred(struct pv_iommu_ctx *ctx, bool always)
+{
+    unsigned int flushed = ACCESS_ONCE(ctx->def_flushed);
+
+    /* There is something to release: this goes on after preemption. */
+    if ( flushed != ACCESS_ONCE(ctx->def_head) )
+        always = false;
+
+    if ( always || flushed != ACCESS_ONCE(ctx->def_tail) )
+        flush_ctx(ctx);
+
+    return release_deferred(ctx);
+}
+
+/*
+ * Flush and release a range that this call made dead, or leave that to the
+ * next flush (later). If too much waits for that, it is now.
+ */
+void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                  unsigned long nr, bool later)
+{
+    if ( !nr || (later && defer(ctx, dfn, nr)) )
+        return;
+
+    /* What is cached may be larger than the range. */
+    if ( later ||
+         ACCESS_ONCE(ctx->nr_splits) != ACCESS_ONCE(ctx->splits_flushed) )
+        flush_ctx(ctx);
+    else
+        flush_range(ctx, dfn, nr, IOMMU_FLUSHF_modified);
+
+    while ( nr )
+    {
+        struct later frames = {};
+        unsigned long n;
+
+        spin_lock(&ctx->lock);
+        n = reap(ctx, dfn, min(nr, table_rest(dfn)), &frames);
+        spin_unlock(&ctx->lock);
+
+        put_now(ctx, &frames);
+        dfn += n;
+        nr -= n;
+    }
+
+    /* What is left after preemption is released with the next flush. */
+    if ( later )
+        release_deferred(ctx);
+}
+
+/*
+ * Local variables:
+ * mode: C
+ * c-file-style: "BSD"
+ * c-basic-offset: 4
+ * indent-tabs-mode: nil
+ * End:
+ */

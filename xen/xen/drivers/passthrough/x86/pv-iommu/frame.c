@@ -1,0 +1,370 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * PV-IOMMU: the frames that a domain may map, and references to them.
+ *
+ * A frame that a device can write to has a writable type reference, too,
+ * unless its owner is an external one, whose frames are never page or
+ * descriptor tables that Xen relies on. Frames of other domains have sw_grant
+ * set, and sw_write then only says that the device may write.
+ */
+
+#include <xen/iocap.h>
+#include <xen/rangeset.h>
+
+#include <asm/p2m.h>
+
+#include "private.h"
+
+static bool is_typed(const struct page_info *pg, uint64_t pte)
+{
+    return (pte & pv_hw.sw_write) &&
+           (!(pte & pv_hw.sw_grant) || !paging_mode_external(page_get_owner(pg)));
+}
+
+/* Drop references, those to types only if typed. No lock may be held. */
+void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn,
+                       unsigned long nr, uint64_t pte, bool typed)
+{
+    struct page_info *pg;
+    unsigned long i;
+
+    if ( pte & (pv_hw.sw_noref | pv_hw.sw_rsvd) )
+        return;
+
+    for ( i = 0, pg = mfn_to_page(mfn); i < nr; i++, pg++ )
+    {
+        if ( typed && is_typed(pg, pte) )
+            put_page_and_type(pg);
+        else
+            put_page(pg);
+
+        /* The granter is told last. */
+        if ( pte & pv_hw.sw_grant )
+            foreign_put(ctx->pv, mfn_add(mfn, i), pte & pv_hw.sw_write);
+    }
+}
+
+/* Returns false if there is no room. */
+bool put_later(struct later *later, uint64_t pte)
+{
+    if ( later->nr == ARRAY_SIZE(later->pte) )
+        return false;
+
+    later->pte[later->nr++] = pte;
+
+    return true;
+}
+
+void put_now(const struct pv_iommu_ctx *ctx, struct later *later)
+{
+    unsigned int i;
+
+    for ( i = 0; i < later->nr; i++ )
+        put_frames(ctx, pte_mfn(later->pte[i]), 1, later->pte[i], true);
+    later->nr = 0;
+}
+
+/* Not RAM, for which a reference would be needed. */
+static bool is_mmio(mfn_t mfn)
+{
+    return !mfn_valid(mfn) || page_get_owner(mfn_to_page(mfn)) == dom_io;
+}
+
+/* MMIO: no references, but permission is needed. */
+static long get_mmio(const struct domain *d, mfn_t mfn, unsigned long nr,
+                     bool write)
+{
+    unsigned long s = mfn_x(mfn), e = s + nr - 1;
+
+    if ( iomem_access_permitted(d, s, e) &&
+         (!write || !rangeset_overlaps_range(mmio_ro_ranges, s, e)) )
+        return nr;
+
+    if ( iomem_access_permitted(d, s, s) &&
+         (!write || !rangeset_contains_singleton(mmio_ro_ranges, s)) )
+        return 1;
+
+    return -EPERM;
+}
+
+/*
+ * Get a reference to a frame, but not to its type, as the P2M may be locked.
+ * Sets the PTE bits.
+ */
+static int get_frame(const struct domain *d, struct page_info *pg, bool write,
+                     bool foreign, uint64_t *pte)
+{
+    /* Unlike get_page() this does not log what a caller asked for in vain. */
+    const struct domain *owner = page_get_owner_and_reference(pg);
+    int rc;
+
+    if ( !owner )
+        return -ENOENT;
+
+    if ( owner == d )
+    {
+        *pte = write && !paging_mode_external(d) ? pv_hw.sw_write : 0;
+        return 0;
+    }
+
+    rc = owner == dom_io ? -EXDEV
+         : !foreign || is_system_domain(owner) ? -EPERM
+         : foreign_get(dom_iommu(d)->pv, page_to_mfn(pg), write);
+    if ( rc )
+        put_page(pg);
+    *pte = pv_hw.sw_grant | (write ? pv_hw.sw_write : 0);
+
+    return rc;
+}
+
+static void xlat_gfn(struct xlat *x, unsigned long gfn)
+{
+    unsigned int order = 0;
+    p2m_access_t a;
+
+    if ( gfn - x->gfn < x->nr )
+        return;
+
+    x->mfn = get_gfn_type_access(p2m_get_hostp2m(x->d), gfn, &x->t, &a,
+                                 P2M_ALLOC, &order);
+    /* The lock is recursive: once is enough. */
+    if ( x->locked )
+        put_gfn(x->d, gfn);
+    else
+        x->first = gfn;
+    x->locked = true;
+
+    x->nr = 1UL << order;
+    x->gfn = gfn & ~(x->nr - 1);
+    if ( !mfn_eq(x->mfn, INVALID_MFN) )
+        x->mfn = mfn_add(x->mfn, -(gfn - x->gfn));
+
+    x->writable = a == p2m_access_rw || a == p2m_access_rwx ||
+                  a == p2m_access_w || a == p2m_access_wx;
+    x->plain = x->t == p2m_ram_rw && x->writable && mfn_valid(x->mfn) &&
+               mfn_valid(mfn_add(x->mfn, x->nr - 1));
+}
+
+void xlat_end(struct xlat *x)
+{
+    if ( x->locked )
+        put_gfn(x->d, x->first);
+    x->locked = false;
+    x->nr = 0;
+}
+
+/*
+ * Get references to frames that are all valid, as long as they are what is by
+ * far the most frequent: memory of the domain's own. Returns how many are.
+ */
+static always_inline unsigned long get_own(const struct domain *d, mfn_t mfn,
+                                           unsigned long nr)
+{
+    struct page_info *pg = mfn_to_page(mfn);
+    unsigned long i;
+
+    for ( i = 0; i < nr; i++, pg++ )
+    {
+        const struct domain *owner = page_get_owner_and_reference(pg);
+
+        if ( likely(owner == d) )
+            continue;
+        /* To be looked at once more, with more care. */
+        if ( owner )
+            put_page(pg);
+        break;
+    }
+
+    return i;
+}
+
+/*
+ * Translate gfn, and get references to up to nr frames that are contiguous
+ * from there. Returns the number of frames, and sets the PTE bits for them.
+ */
+long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
+             mfn_t *mfn, uint64_t *pte)
+{
+    struct domain *d = x->d;
+    unsigned long i = 0;
+    bool translate = paging_mode_translate(d), foreign = false, mmio = false;
+    long rc = 0;
+
+    if ( translate )
+    {
+        xlat_gfn(x, gfn);
+        *mfn = x->mfn;
+
+        if ( x->plain )
+        {
+            *mfn = mfn_add(*mfn, gfn - x->gfn);
+            *pte = 0;
+            i = get_own(d, *mfn, min(nr, x->gfn + x->nr - gfn));
+            if ( i )
+                return i;
+            *mfn = x->mfn;
+        }
+
+        /* That a foreign frame is in the P2M says that it may be. */
+        switch ( x->t )
+        {
+        case p2m_ram_rw:
+            break;
+
+        case p2m_map_foreign:
+        case p2m_grant_map_rw:
+            foreign = true;
+            break;
+
+        case p2m_grant_map_ro:
+            foreign = true;
+            fallthrough;
+        case p2m_ram_ro:
+            if ( write )
+                rc = -EPERM;
+            break;
+
+        case p2m_mmio_direct:
+            mmio = true;
+            break;
+
+        default:
+            rc = -ENOENT;
+            break;
+        }
+
+        if ( mfn_eq(*mfn, INVALID_MFN) )
+            rc = rc ?: -ENOENT;
+        else
+            *mfn = mfn_add(*mfn, gfn - x->gfn);
+
+        if ( !rc && write && !x->writable )
+            rc = -EPERM;
+
+        nr = min(nr, x->gfn + x->nr - gfn);
+    }
+    else
+    {
+        *mfn = _mfn(gfn);
+
+        /* Validity changes between 2 MiB only, and a run is no longer. */
+        if ( mfn_valid(*mfn) && (nr == 1 || mfn_valid(mfn_add(*mfn, nr - 1))) )
+        {
+            *pte = write ? pv_hw.sw_write : 0;
+            i = get_own(d, *mfn, nr);
+            if ( i )
+                return i;
+        }
+
+        if ( gfn >> (paddr_bits - PAGE_SHIFT) )
+            rc = -ENOENT;
+        else
+            mmio = !mfn_valid(*mfn);
+        /* Nothing tells a frame's foreign mappings: be privileged over all. */
+        foreign = is_hardware_domain(d) && is_control_domain(d);
+    }
+
+    *pte = 0;
+
+    if ( !rc && !mmio )
+    {
+        struct page_info *pg = mfn_to_page(*mfn);
+        /* Validity changes between 2 MiB only, and a run is no longer. */
+        bool valid = mfn_valid(*mfn) && mfn_valid(mfn_add(*mfn, nr - 1));
+
+        ASSERT(nr <= PT_ENTRIES);
+
+        for ( ; i < nr; i++, pg++ )
+        {
+            uint64_t bits;
+
+            rc = valid || mfn_valid(mfn_add(*mfn, i))
+                 ? get_frame(d, pg, write, foreign, &bits) : -EXDEV;
+            if ( rc )
+                break;
+            if ( !i )
+                *pte = bits;
+            else if ( bits != *pte )
+            {
+                /* PV only: no P2M lock is held. Another run begins here. */
+                ASSERT(!translate);
+                put_frames(x->ctx, mfn_add(*mfn, i), 1, bits, false);
+                break;
+            }
+        }
+
+        /* RAM type for Xen, MMIO for the domain. */
+        if ( !i && rc == -EXDEV )
+        {
+            mmio = true;
+            nr = 1;
+            rc = 0;
+        }
+    }
+
+    if ( !rc && mmio )
+    {
+        unsigned long max = 1;
+
+        /* Don't extend into what is not MMIO. */
+        while ( max < nr && is_mmio(mfn_add(*mfn, max)) &&
+                !(mfn_x(mfn_add(*mfn, max)) >> (paddr_bits - PAGE_SHIFT)) )
+            max++;
+
+        /* The P2M has pages of Xen's as MMIO, too, e.g. a virtual APIC's. */
+        rc = is_mmio(*mfn) ? get_mmio(d, *mfn, max, write) : -EPERM;
+        if ( rc > 0 )
+            i = rc;
+        *pte |= pv_hw.sw_noref;
+    }
+
+    return i ?: rc;
+}
+
+/*
+ * Get the references to types, with the P2M no longer locked. Returns how
+ * many pieces have them, the last one perhaps shortened; the others are
+ * dropped.
+ */
+unsigned int get_types(const struct pv_iommu_ctx *ctx,
+                              struct piece *piece, unsigned int nr, int *rc)
+{
+    unsigned long i = 0;
+    unsigned int n, good;
+
+    for ( n = 0; n < nr; n++ )
+    {
+        struct page_info *pg;
+
+        if ( !(piece[n].pte & pv_hw.sw_write) )
+            continue;
+
+        for ( i = 0, pg = mfn_to_page(piece[n].mfn); i < piece[n].nr;
+              i++, pg++ )
+            if ( is_typed(pg, piece[n].pte) &&
+                 unlikely(!get_page_type(pg, PGT_writable_page)) )
+                goto fail;
+    }
+
+    return nr;
+
+ fail:
+    *rc = -EPERM;
+    put_frames(ctx, mfn_add(piece[n].mfn, i), piece[n].nr - i, piece[n].pte,
+               false);
+    piece[n].nr = i;
+    good = n + !!i;
+    while ( ++n < nr )
+        put_frames(ctx, piece[n].mfn, piece[n].nr, piece[n].pte, false);
+
+    return good;
+}
+
+/*
+ * Local variables:
+ * mode: C
+ * c-file-style: "BSD"
+ * c-basic-offset: 4
+ * indent-tabs-mode: nil
+ * End:
+ */

@@ -1,0 +1,605 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * PV-IOMMU: the hypercall. What a caller says is copied in and checked here;
+ * what is called from here relies on it.
+ */
+
+#include <xen/event.h>
+#include <xen/guest_access.h>
+#include <xen/hypercall.h>
+#include <xen/init.h>
+#include <xen/param.h>
+
+#include <xsm/xsm.h>
+
+#include "private.h"
+
+/* Set in the sub-op of continuations. */
+#define OP_CONTINUED    (1U << 31)
+
+static bool __read_mostly opt_pv_iommu = true;
+static unsigned int __read_mostly opt_max_ctx = 4096;
+static unsigned int __read_mostly opt_max_order = 18;
+
+struct pv_iommu_hw __ro_after_init pv_hw;
+
+static int __init cf_check parse_pv_iommu(const char *s)
+{
+    const char *ss;
+    int val, rc = 0;
+
+    do {
+        ss = strchr(s, ',');
+        if ( !ss )
+            ss = strchr(s, '\0');
+
+        if ( (val = parse_bool(s, ss)) >= 0 )
+            opt_pv_iommu = val;
+        else if ( !strncmp(s, "max-contexts=", 13) )
+        {
+            unsigned long n = simple_strtoul(s + 13, &s, 0);
+
+            if ( s != ss || !n || n > 0xfffe )
+                rc = -EINVAL;
+            else
+                opt_max_ctx = n;
+        }
+        else if ( !strncmp(s, "max-order=", 10) )
+        {
+            unsigned long n = simple_strtoul(s + 10, &s, 0);
+
+            if ( s != ss || n > 30 )
+                rc = -EINVAL;
+            else
+                opt_max_order = n;
+        }
+        else
+            rc = -EINVAL;
+
+        s = ss + 1;
+    } while ( *ss );
+
+    return rc;
+}
+custom_param("pv-iommu", parse_pv_iommu);
+
+static int op_capabilities(const struct domain *d, const struct pv_iommu *pv,
+                           XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_capabilities cap;
+
+    memset(&cap, 0, sizeof(cap));
+    cap.max_iova_addr = ((pv_hw.max_dfn + 1) << PAGE_SHIFT) - 1;
+    cap.cap_flags = IOMMUCAP_identity | IOMMUCAP_deferred_flush |
+                    IOMMUCAP_deferred_unmap | IOMMUCAP_runs | IOMMUCAP_query |
+                    IOMMUCAP_alloc_empty | IOMMUCAP_faults;
+    /* Without snoop control a device decides for itself. */
+    if ( iommu_snoop )
+        cap.cap_flags |= IOMMUCAP_cache;
+    if ( !default_blocks(d) )
+        cap.cap_flags |= IOMMUCAP_default_identity;
+    if ( pv_hw.isolated_msi )
+        cap.cap_flags |= IOMMUCAP_isolated_msi;
+    cap.pgsize_mask = pv_hw.page_sizes;
+    cap.max_ctx_no = pv ? pv->max_ctx : 0;
+
+    return copy_to_guest(arg, &cap, 1) ? -EFAULT : 0;
+}
+
+/* Returns the size of the whole structure. */
+static long op_query(unsigned long what, unsigned long index,
+                     unsigned long buf, unsigned long size)
+{
+    const struct pv_iommu_limits limits = {
+        .max_ctx_no = opt_max_ctx, .arena_order = opt_max_order,
+    };
+    XEN_GUEST_HANDLE_PARAM(char) to = guest_handle_from_ptr((void *)buf, char);
+
+    switch ( what )
+    {
+    case IOMMU_QUERY_limits:
+        if ( index )
+            return -EOPNOTSUPP;
+        size = min(size, sizeof(limits) + 0UL);
+        return copy_to_guest(to, (const char *)&limits, size)
+               ? -EFAULT : sizeof(limits);
+
+    case IOMMU_QUERY_nested:
+        return -EOPNOTSUPP;
+
+    default:
+        return -EINVAL;
+    }
+}
+
+static int op_init(struct domain *d, bool continued,
+                   XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_init op;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    if ( !continued && dom_iommu(d)->pv )
+        return -EACCES;
+
+    if ( !op.max_ctx_no || op.max_ctx_no > opt_max_ctx ||
+         op.arena_order > opt_max_order )
+        return -EINVAL;
+
+    return init_domain(d, op.max_ctx_no, 1UL << op.arena_order, continued);
+}
+
+static int op_alloc(struct domain *d, struct pv_iommu *pv,
+                    XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_alloc op;
+    unsigned int no;
+    int rc;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    if ( op.alloc_flags & ~(IOMMU_ALLOC_identity | IOMMU_ALLOC_empty) ||
+         op.alloc_flags == (IOMMU_ALLOC_identity | IOMMU_ALLOC_empty) )
+        return -EINVAL;
+
+    /* Find out now if the number of the context cannot be returned. */
+    op.ctx_no = 0;
+    if ( __copy_to_guest(arg, &op, 1) )
+        return -EFAULT;
+
+    rc = ctx_new(d, pv, op.alloc_flags, &no);
+    if ( rc == -ENOMEM )
+        rc = reclaim(pv) ?: ctx_new(d, pv, op.alloc_flags, &no);
+    if ( rc )
+        return rc;
+
+    op.ctx_no = no;
+
+    return __copy_to_guest(arg, &op, 1) ? -EFAULT : 0;
+}
+
+static int op_free(struct domain *d, struct pv_iommu *pv,
+                   XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_free op;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    if ( op.free_flags & ~IOMMU_FREE_reattach_default )
+        return -EINVAL;
+
+    return ctx_free(d, pv, op.ctx_no, op.free_flags);
+}
+
+static int op_reattach(struct domain *d, struct pv_iommu *pv,
+                       XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_reattach_device op;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    if ( op.pasid )
+        return -EOPNOTSUPP;
+
+    return pdev_move(d, pv, PCI_SBDF(op.dev.seg, op.dev.bus, op.dev.devfn),
+                     op.ctx_no);
+}
+
+/* pgsize -> order in frames, or negative. */
+static int pgsize_order(uint32_t pgsize)
+{
+    if ( !pgsize || (pgsize & (pgsize - 1)) || !(pv_hw.page_sizes & pgsize) )
+        return -EINVAL;
+
+    return ffs(pgsize) - 1 - PAGE_SHIFT;
+}
+
+static bool map_flags_ok(uint32_t flags)
+{
+    return (flags & (IOMMU_MAP_readable | IOMMU_MAP_writeable)) &&
+           !(flags & ~(IOMMU_MAP_readable | IOMMU_MAP_writeable |
+                       IOMMU_MAP_cache | IOMMU_MAP_no_flush));
+}
+
+static bool unmap_flags_ok(uint32_t flags)
+{
+    return !(flags & ~IOMMU_UNMAP_no_flush);
+}
+
+/* The context of a call that maps, unmaps or flushes. */
+static struct pv_iommu_ctx *get_tables(struct pv_iommu *pv, unsigned int no)
+{
+    struct pv_iommu_ctx *ctx = ctx_get(pv, no, false);
+
+    if ( ctx && ctx->identity )
+    {
+        ctx_put(ctx);
+        ctx = NULL;
+    }
+
+    return ctx;
+}
+
+static int op_map(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_map_pages op;
+    struct runs r = { .map = true };
+    struct pv_iommu_ctx *ctx;
+    unsigned long done = 0;
+    int order, rc;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    order = pgsize_order(op.pgsize);
+    if ( order < 0 || !map_flags_ok(op.map_flags) ||
+         ((op.dfn | op.gfn) & ((1UL << order) - 1)) )
+        return -EINVAL;
+
+    ctx = get_tables(pv, op.ctx_no);
+    if ( !ctx )
+        return -EINVAL;
+
+    r.dfn = op.dfn;
+    r.gfn = op.gfn;
+    r.nr = (unsigned long)op.nr_pages << order;
+    rc = r.nr ? check_run(&r) : 0;
+    if ( !rc )
+        rc = map_runs(ctx, &r, op.map_flags, 1UL << order, &done);
+
+    ctx_put(ctx);
+
+    op.dfn += done;
+    op.gfn += done;
+    op.nr_pages -= done >> order;
+    op.mapped += done >> order;
+
+    return __copy_to_guest(arg, &op, 1) ? -EFAULT : rc;
+}
+
+static int op_unmap(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_unmap_pages op;
+    struct runs r = {};
+    struct pv_iommu_ctx *ctx;
+    unsigned long done = 0;
+    int order, rc;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    order = pgsize_order(op.pgsize);
+    if ( order < 0 || !unmap_flags_ok(op.unmap_flags) ||
+         (op.dfn & ((1UL << order) - 1)) )
+        return -EINVAL;
+
+    ctx = get_tables(pv, op.ctx_no);
+    if ( !ctx )
+        return -EINVAL;
+
+    r.dfn = op.dfn;
+    r.nr = (unsigned long)op.nr_pages << order;
+    rc = r.nr ? check_run(&r) : 0;
+    if ( !rc )
+        rc = unmap_runs(ctx, &r, &op.unmap_flags, 1UL << order, &done);
+
+    ctx_put(ctx);
+
+    op.dfn += done;
+    op.nr_pages -= done >> order;
+    op.unmapped += done >> order;
+
+    return __copy_to_guest(arg, &op, 1) ? -EFAULT : rc;
+}
+
+static int op_flush(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_flush_pages op;
+    struct runs r = {};
+    struct pv_iommu_ctx *ctx;
+    int order = 0, rc = 0;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    if ( op.nr_pages )
+    {
+        order = pgsize_order(op.pgsize);
+        if ( order < 0 )
+            return -EINVAL;
+        r.dfn = op.dfn;
+        r.nr = (unsigned long)op.nr_pages << order;
+        rc = check_run(&r);
+    }
+
+    ctx = get_tables(pv, op.ctx_no);
+    if ( !ctx )
+        return -EINVAL;
+
+    /* What was deferred is flushed as a whole. */
+    if ( rc )
+        /* nothing */;
+    else if ( !r.nr || ACCESS_ONCE(ctx->def_tail) != ACCESS_ONCE(ctx->def_head) )
+        rc = flush_deferred(ctx, true);
+    else
+        flush_range(ctx, r.dfn, r.nr,
+                    IOMMU_FLUSHF_added | IOMMU_FLUSHF_modified);
+
+    ctx_put(ctx);
+
+    return rc;
+}
+
+/* Ops with their arguments in registers. Returns the number of frames done. */
+static long op_runs(struct pv_iommu *pv, unsigned int subop, unsigned long a1,
+                    unsigned long a2, unsigned long a3, unsigned long a4)
+{
+    struct pv_iommu_run buf[RUNS_CHUNK];
+    struct runs r = { .buf = buf };
+    unsigned int cmd = subop & ~OP_CONTINUED;
+    bool list = cmd == IOMMU_map_runs || cmd == IOMMU_unmap_runs;
+    uint32_t flags = a1 >> 32;
+    unsigned long done = 0;
+    struct pv_iommu_ctx *ctx;
+    int rc;
+
+    r.map = cmd == IOMMU_map_range || cmd == IOMMU_map_runs;
+    if ( ((uint32_t)a1 >> 16) ||
+         !(r.map ? map_flags_ok(flags) : unmap_flags_ok(flags)) ||
+         (list && a3 > IOMMU_MAX_RUNS) )
+        return -EINVAL;
+
+    if ( list )
+    {
+        r.list = a2;
+        r.nr_list = a3;
+        r.skip = done = a4;
+    }
+    else
+    {
+        r.dfn = a2;
+        r.nr = a3;
+        r.gfn = a4;
+        rc = r.nr ? check_run(&r) : 0;
+        if ( rc )
+            return rc;
+    }
+
+    ctx = get_tables(pv, a1 & 0xffff);
+    if ( !ctx )
+        return -EINVAL;
+
+    rc = r.map ? map_runs(ctx, &r, flags, 1, &done)
+               : unmap_runs(ctx, &r, &flags, 1, &done);
+
+    ctx_put(ctx);
+
+    /* More frames than there are were to be left out. */
+    if ( !rc && r.skip )
+        rc = -EINVAL;
+
+    a1 = (a1 & 0xffff) | ((unsigned long)flags << 32);
+    if ( rc == -ERESTART && list )
+    {
+        /* From now on an error has something done before it. */
+        if ( done != a4 )
+            subop |= OP_CONTINUED;
+        return hypercall_create_continuation(__HYPERVISOR_iommu_op, "illll",
+                                             subop, a1, a2, a3, done);
+    }
+    if ( rc == -ERESTART && !done )
+        return hypercall_create_continuation(__HYPERVISOR_iommu_op, "illll",
+                                             subop, a1, a2, a3, a4);
+
+    /* An error is reported when nothing was done. The caller comes back. */
+    if ( rc && (!list || !(subop & OP_CONTINUED)) &&
+         done == (list ? a4 : 0) )
+        return rc;
+
+    return done;
+}
+
+long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
+                 unsigned long a3, unsigned long a4)
+{
+    XEN_GUEST_HANDLE_PARAM(void) arg = guest_handle_from_ptr((void *)a1, void);
+    struct domain *d = current->domain;
+    unsigned int cmd = subop & ~OP_CONTINUED;
+    struct pv_iommu *pv;
+    int rc;
+
+    if ( !opt_pv_iommu )
+        return -ENOSYS;
+
+    if ( subop == IOMMU_noop )
+        return 0;
+
+    rc = xsm_iommu_op(XSM_OTHER, d, cmd);
+    if ( rc )
+        return rc;
+
+    if ( !is_iommu_enabled(d) || !pv_hw.levels )
+        return -ENODEV;
+
+    if ( (subop & OP_CONTINUED) && cmd != IOMMU_init &&
+         cmd != IOMMU_map_runs && cmd != IOMMU_unmap_runs )
+        return -EOPNOTSUPP;
+
+    /* Those that need no contexts. */
+    pv = ACCESS_ONCE(dom_iommu(d)->pv);
+    switch ( cmd )
+    {
+    case IOMMU_query_capabilities:
+        return op_capabilities(d, pv, arg);
+
+    case IOMMU_query:
+        return op_query(a1, a2, a3, a4);
+
+    case IOMMU_get_faults:
+        return pv_iommu_get_faults(d, a1, a2);
+
+    case IOMMU_init:
+        rc = op_init(d, subop & OP_CONTINUED, arg);
+        if ( rc == -ERESTART )
+            return hypercall_create_continuation(__HYPERVISOR_iommu_op, "il",
+                                                 cmd | OP_CONTINUED, a1);
+        return rc;
+
+    case IOMMU_alloc_context:
+    case IOMMU_free_context:
+    case IOMMU_reattach_device:
+    case IOMMU_map_pages:
+    case IOMMU_unmap_pages:
+    case IOMMU_flush_pages:
+    case IOMMU_map_range:
+    case IOMMU_unmap_range:
+    case IOMMU_map_runs:
+    case IOMMU_unmap_runs:
+        if ( !pv )
+            return -EACCES;
+        break;
+
+    default:
+        return -EOPNOTSUPP;
+    }
+
+    switch ( cmd )
+    {
+    case IOMMU_alloc_context:
+        rc = op_alloc(d, pv, arg);
+        break;
+
+    case IOMMU_free_context:
+        rc = op_free(d, pv, arg);
+        break;
+
+    case IOMMU_reattach_device:
+        rc = op_reattach(d, pv, arg);
+        break;
+
+    case IOMMU_map_pages:
+        rc = op_map(pv, arg);
+        break;
+
+    case IOMMU_unmap_pages:
+        rc = op_unmap(pv, arg);
+        break;
+
+    case IOMMU_flush_pages:
+        rc = op_flush(pv, arg);
+        break;
+
+    default:
+        return op_runs(pv, subop, a1, a2, a3, a4);
+    }
+
+    if ( rc == -ERESTART )
+        return hypercall_create_continuation(__HYPERVISOR_iommu_op, "il",
+                                             subop, a1);
+
+    return rc;
+}
+
+static int __init cf_check pv_iommu_setup(void)
+{
+    int rc;
+
+    if ( !iommu_enabled || !iommu_ops.pv_hw_init || !opt_pv_iommu )
+        return 0;
+
+    rc = iommu_call(&iommu_ops, pv_hw_init, &pv_hw) ?: reserved_init();
+    if ( rc )
+    {
+        pv_hw.levels = 0;
+        printk(XENLOG_WARNING "PV-IOMMU: not available: %d\n", rc);
+        return 0;
+    }
+
+    pv_hw.page_sizes &= PAGE_SIZE_4K | PAGE_SIZE_2M;
+    printk(XENLOG_INFO
+           "PV-IOMMU: up to %u contexts and 2^%u table pages for a domain, device addresses up to %#lx\n",
+           opt_max_ctx, opt_max_order, ((pv_hw.max_dfn + 1) << PAGE_SHIFT) - 1);
+
+    return 0;
+}
+__initcall(pv_iommu_setup);
+
+/* The layouts and numbers that callers know. */
+static void __init __maybe_unused build_assertions(void)
+{
+#define SIZE(s, n) BUILD_BUG_ON(sizeof(struct pv_iommu_ ## s) != (n))
+#define FIELD(s, f, n) BUILD_BUG_ON(offsetof(struct pv_iommu_ ## s, f) != (n))
+
+    SIZE(capabilities, 24);
+    FIELD(capabilities, max_iova_addr, 0);
+    FIELD(capabilities, cap_flags, 8);
+    FIELD(capabilities, pgsize_mask, 12);
+    FIELD(capabilities, max_pasid, 16);
+    FIELD(capabilities, max_ctx_no, 20);
+
+    SIZE(init, 8);
+    FIELD(init, max_ctx_no, 0);
+    FIELD(init, arena_order, 4);
+
+    SIZE(alloc, 8);
+    FIELD(alloc, ctx_no, 0);
+    FIELD(alloc, alloc_flags, 4);
+
+    SIZE(free, 8);
+    FIELD(free, ctx_no, 0);
+    FIELD(free, free_flags, 4);
+
+    SIZE(map_pages, 40);
+    FIELD(map_pages, ctx_no, 0);
+    FIELD(map_pages, gfn, 8);
+    FIELD(map_pages, dfn, 16);
+    FIELD(map_pages, map_flags, 24);
+    FIELD(map_pages, pgsize, 28);
+    FIELD(map_pages, nr_pages, 32);
+    FIELD(map_pages, mapped, 36);
+
+    SIZE(unmap_pages, 32);
+    FIELD(unmap_pages, ctx_no, 0);
+    FIELD(unmap_pages, dfn, 8);
+    FIELD(unmap_pages, pgsize, 16);
+    FIELD(unmap_pages, nr_pages, 20);
+    FIELD(unmap_pages, unmapped, 24);
+    FIELD(unmap_pages, unmap_flags, 28);
+
+    SIZE(flush_pages, 24);
+    FIELD(flush_pages, ctx_no, 0);
+    FIELD(flush_pages, dfn, 8);
+    FIELD(flush_pages, pgsize, 16);
+    FIELD(flush_pages, nr_pages, 20);
+
+    SIZE(reattach_device, 12);
+    FIELD(reattach_device, ctx_no, 0);
+    FIELD(reattach_device, dev, 2);
+    FIELD(reattach_device, pasid, 8);
+
+    SIZE(remote_cmd, 16);
+    FIELD(remote_cmd, domid, 0);
+    FIELD(remote_cmd, subop, 2);
+    FIELD(remote_cmd, arg, 8);
+
+    SIZE(run, 24);
+    FIELD(run, gfn, 0);
+    FIELD(run, dfn, 8);
+    FIELD(run, nr_frames, 16);
+
+#undef FIELD
+#undef SIZE
+}
+
+/*
+ * Local variables:
+ * mode: C
+ * c-file-style: "BSD"
+ * c-basic-offset: 4
+ * indent-tabs-mode: nil
+ * End:
+ */

@@ -1,0 +1,285 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * PV-IOMMU: a domain manages I/O address spaces (contexts) for its devices.
+ * See docs/designs/pv-iommu.md for the concept.
+ *
+ *   ops.c       the hypercall: validation, copying, continuations; parameters
+ *   domain.c    the life of a domain that has contexts
+ *   map.c       runs of frames into a context, and out of it
+ *   context.c   making, using and freeing contexts
+ *   device.c    which device is in which context
+ *   reserved.c  parts of the address space that are not for everything
+ *   flush.c     flushes, and what waits for one
+ *   frame.c     which frames a domain may map; references
+ *   grant.c     frames of other domains, and the grants that they come from
+ *   table.c     page tables
+ *   faults.c    reports of faults
+ *
+ * A file calls those below it only.
+ *
+ * Life of a page table entry: zero (free) -> present -> dead -> zero. A dead
+ * entry is not present for the hardware, but still names the frame. It is
+ * turned into zero, and the frame is released, by whoever made it dead, or,
+ * if its flush was deferred, by the next flush of all. Nothing can be mapped
+ * over a dead entry. Hence no list of frames has to be kept, unmapping takes
+ * no memory, and no lock is held across a flush.
+ *
+ * Life of a table: in use -> empty (linked, without entries, for the next
+ * mapping) -> stale (taken out of the tree, at the start of a flush of all,
+ * as hardware may have its address cached) -> back in the pool, after that
+ * flush.
+ *
+ * Lock order:
+ *   pcidevs_lock()     which device is in which context, making and freeing of
+ *                      contexts
+ *   ctx->lock          the tables of a context, its ring and lists
+ *   pv->lock           the pool, and the array of contexts
+ *   pv->bucket[].lock  frames of other domains
+ * P2M locks and hypercall copies are taken with none of the latter three
+ * held, other than that a bucket's lock is taken inside of P2M locks. Grant
+ * table locks, and types of pages, are taken with none of them all held.
+ */
+#ifndef PV_IOMMU_PRIVATE_H
+#define PV_IOMMU_PRIVATE_H
+
+#include <xen/iommu.h>
+#include <xen/lib.h>
+#include <xen/mm.h>
+#include <xen/pci.h>
+#include <xen/rbtree.h>
+#include <xen/sched.h>
+
+#include <asm/p2m.h>
+#include <asm/pv-iommu.h>
+
+#include <public/pv-iommu.h>
+
+#define PT_SHIFT        9
+#define PT_ENTRIES      (1U << PT_SHIFT)
+#define PTE_ADDR        (PADDR_MASK & PAGE_MASK)
+
+#define NR_BUCKETS      64
+
+/* Contexts of a domain, from IOMMU_init on. */
+struct pv_iommu {
+    struct domain *d;
+    unsigned int max_ctx;
+    /* While it's in the making: why all of it is given back, or 0. */
+    int failed;
+    /* Flushes of IOTLBs, for the debug key. */
+    atomic_t nr_flushes;
+
+    /* Protects all below. */
+    spinlock_t lock;
+    unsigned int nr_ctx;
+    unsigned long nr_pages, nr_free;
+    struct page_list_head pool;
+
+    /* Frames of other domains. */
+    struct bucket {
+        spinlock_t lock;
+        struct rb_root frames;
+    } bucket[NR_BUCKETS];
+
+    struct pv_iommu_ctx *ctx[]; /* [max_ctx + 1], [0] is unused */
+};
+
+/* The format of the host's IOMMUs; levels is 0 if there is none. */
+extern struct pv_iommu_hw pv_hw;
+
+
+/*
+ * Page table entries and tables
+ *
+ * A table knows its number of entries that are not zero, its level and the
+ * first dfn that it covers.  Nobody else uses type_info of these pages: they
+ * have no owner.
+ */
+
+#define META_USED_MASK  0x7ffUL
+#define META_LEVEL(m)   (((m) >> 11) & 7)
+#define META_DFN(m)     (((m) >> 14) << PT_SHIFT)
+
+static inline unsigned long *meta(struct page_info *pg)
+{
+    return &pg->u.inuse.type_info;
+}
+
+static inline unsigned int pt_used(struct page_info *pg)
+{
+    return *meta(pg) & META_USED_MASK;
+}
+
+static inline unsigned int pt_index(unsigned long dfn, unsigned int level)
+{
+    return (dfn >> (PT_SHIFT * (level - 1))) & (PT_ENTRIES - 1);
+}
+
+/* Number of frames that an entry of the level covers. */
+static inline unsigned long span(unsigned int level)
+{
+    return 1UL << (PT_SHIFT * (level - 1));
+}
+
+/* Frames from dfn to the end of its table of the lowest level. */
+static inline unsigned long table_rest(unsigned long dfn)
+{
+    return PT_ENTRIES - (dfn & (PT_ENTRIES - 1));
+}
+
+static inline bool pte_is_leaf(uint64_t pte, unsigned int level)
+{
+    return level == 1 || (pte & pv_hw.super_mask) == pv_hw.super;
+}
+
+static inline mfn_t pte_mfn(uint64_t pte)
+{
+    return maddr_to_mfn(pte & PTE_ADDR);
+}
+
+/* table.c */
+void pool_put(struct pv_iommu_ctx *ctx, struct page_info *pg);
+void pool_put_list(struct pv_iommu_ctx *ctx, struct page_list_head *list);
+struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                            unsigned int level);
+void pt_get(struct pv_iommu_ctx *ctx, struct page_info *pg, unsigned int nr);
+void pt_put(struct pv_iommu_ctx *ctx, struct page_info *pg, unsigned int nr);
+int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
+               unsigned int *level, bool alloc, struct page_info **ppg);
+void trim_empties(struct pv_iommu_ctx *ctx);
+int write_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
+                  unsigned long nr, uint64_t flags, bool retry,
+                  unsigned long *done);
+int kill_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
+                 unsigned long *done, bool *foreign);
+int check_entries(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                  unsigned long nr);
+
+/* grant.c */
+int foreign_get(struct pv_iommu *pv, mfn_t mfn, bool write);
+void foreign_put(struct pv_iommu *pv, mfn_t mfn, bool write);
+int foreign_destroy(struct pv_iommu *pv);
+
+/* frame.c */
+
+/* Frames on their way into a context; references to them are held. */
+struct piece {
+    unsigned long dfn;
+    mfn_t mfn;
+    unsigned long nr;
+    uint64_t pte;
+};
+
+/* The P2M entry that was looked up last; stays locked until xlat_end(). */
+struct xlat {
+    const struct pv_iommu_ctx *ctx;
+    struct domain *d;
+    bool locked;
+    /* The domain may read and write it. */
+    bool writable;
+    /* Plain memory, all of it. */
+    bool plain;
+    unsigned long first, gfn, nr;
+    mfn_t mfn;
+    p2m_type_t t;
+};
+
+long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
+             mfn_t *mfn, uint64_t *pte);
+void xlat_end(struct xlat *x);
+unsigned int get_types(const struct pv_iommu_ctx *ctx, struct piece *piece,
+                       unsigned int nr, int *rc);
+void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn, unsigned long nr,
+                uint64_t pte, bool typed);
+
+/* Frames of other domains, for put_now() once ctx->lock is dropped. */
+struct later {
+    unsigned int nr;
+    uint64_t pte[32];
+};
+
+bool put_later(struct later *later, uint64_t pte);
+void put_now(const struct pv_iommu_ctx *ctx, struct later *later);
+
+/* flush.c */
+void flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
+                 unsigned int flags);
+void flush_ctx(struct pv_iommu_ctx *ctx);
+bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr);
+int flush_deferred(struct pv_iommu_ctx *ctx, bool always);
+void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                  unsigned long nr, bool later);
+
+/* reserved.c */
+int reserved_init(void);
+int map_reserved(struct pv_iommu_ctx *ctx);
+long reserved_run(const struct pv_iommu_ctx *ctx, unsigned long dfn,
+                  unsigned long gfn, unsigned long *nr);
+void reserved_move(const struct pci_dev *pdev, const struct pv_iommu_ctx *ctx);
+bool is_msi_range(unsigned long dfn, unsigned long nr);
+
+/* device.c */
+extern struct pv_iommu_ctx *hwdom_block, *hwdom_lost;
+bool default_blocks(const struct domain *d);
+int attach_functions(struct pci_dev *pdev);
+int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx);
+bool pdev_lent(const struct pci_dev *pdev);
+int cf_check pdev_orphan(struct pci_dev *pdev, void *arg);
+int pdev_move(struct domain *d, struct pv_iommu *pv, pci_sbdf_t sbdf,
+              unsigned int no);
+
+/* context.c */
+struct pv_iommu_ctx *ctx_get(struct pv_iommu *pv, unsigned int no, bool dying);
+void ctx_put(struct pv_iommu_ctx *ctx);
+int reclaim(struct pv_iommu *pv);
+struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
+                                unsigned int no, unsigned int flags, int *rc);
+int ctx_teardown(struct pv_iommu_ctx *ctx);
+void ctx_destroy(struct pv_iommu_ctx *ctx);
+int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
+            unsigned int *no);
+int ctx_free(struct domain *d, struct pv_iommu *pv, unsigned int no,
+             bool reattach);
+
+/* domain.c */
+int init_domain(struct domain *d, unsigned int max_ctx, unsigned long pages,
+                bool continued);
+
+/* map.c */
+
+/* What is to be mapped or unmapped: a run, and then those of a list. */
+struct runs {
+    unsigned long dfn, gfn, nr;
+    bool map;
+
+    /* Those that were copied in. */
+    struct pv_iommu_run *buf;
+    unsigned int at, fill;
+
+    /* Those that were not, and where they are: see the public header. */
+    unsigned long list;
+    unsigned int nr_list;
+
+    /* Frames to leave out: they have been done. */
+    unsigned long skip;
+};
+
+/* Runs that are copied in at once. */
+#define RUNS_CHUNK      64
+
+int check_run(const struct runs *r);
+int map_runs(struct pv_iommu_ctx *ctx, struct runs *r, uint32_t flags,
+             unsigned long unit, unsigned long *done);
+int unmap_runs(struct pv_iommu_ctx *ctx, struct runs *r, uint32_t *flags,
+               unsigned long unit, unsigned long *done);
+
+#endif /* PV_IOMMU_PRIVATE_H */
+
+/*
+ * Local variables:
+ * mode: C
+ * c-file-style: "BSD"
+ * c-basic-offset: 4
+ * indent-tabs-mode: nil
+ * End:
+ */

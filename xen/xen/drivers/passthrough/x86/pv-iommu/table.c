@@ -1,0 +1,472 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * PV-IOMMU: the page tables of contexts, and the pool that they are made
+ * from.
+ */
+
+#include "private.h"
+
+static unsigned long new_meta(unsigned long dfn, unsigned int level)
+{
+    return (dfn >> (PT_SHIFT * level) << (PT_SHIFT * (level - 1)) << 14) |
+           (level << 11);
+}
+
+static uint64_t leaf_pte(mfn_t mfn, unsigned int level, uint64_t flags)
+{
+    return mfn_to_maddr(mfn) | flags | pv_hw.leaf | (level > 1 ? pv_hw.super : 0);
+}
+
+static uint64_t table_pte(const struct page_info *pg, unsigned int level)
+{
+    return page_to_maddr(pg) | pv_hw.table |
+           (pv_hw.level_shift < 64 ? (uint64_t)level << pv_hw.level_shift : 0);
+}
+
+static void write_pte(uint64_t *ptep, uint64_t pte)
+{
+    write_atomic(ptep, pte);
+}
+
+static struct page_info *pool_get(struct pv_iommu_ctx *ctx)
+{
+    struct pv_iommu *pv = ctx->pv;
+    struct page_info *pg;
+
+    if ( !pv )
+    {
+        pg = alloc_domheap_page(NULL, 0);
+        if ( pg )
+        {
+            clear_domain_page(page_to_mfn(pg));
+            *meta(pg) = 0;
+        }
+        return pg;
+    }
+
+    spin_lock(&pv->lock);
+    pg = page_list_remove_head(&pv->pool);
+    if ( pg )
+        pv->nr_free--;
+    spin_unlock(&pv->lock);
+
+    return pg;
+}
+
+/* Pages in the pool are zero. */
+void pool_put(struct pv_iommu_ctx *ctx, struct page_info *pg)
+{
+    struct pv_iommu *pv = ctx->pv;
+
+    *meta(pg) = 0;
+
+    if ( !pv )
+    {
+        free_domheap_page(pg);
+        return;
+    }
+
+    spin_lock(&pv->lock);
+    page_list_add(pg, &pv->pool);
+    pv->nr_free++;
+    spin_unlock(&pv->lock);
+}
+
+void pool_put_list(struct pv_iommu_ctx *ctx, struct page_list_head *list)
+{
+    struct page_info *pg;
+
+    while ( (pg = page_list_remove_head(list)) )
+        pool_put(ctx, pg);
+}
+
+struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                            unsigned int level)
+{
+    struct page_info *pg = pool_get(ctx);
+
+    if ( !pg )
+        return NULL;
+
+    *meta(pg) = new_meta(dfn, level);
+    ctx->nr_tables++;
+
+    if ( iommu_non_coherent )
+    {
+        void *p = __map_domain_page(pg);
+
+        iommu_sync_cache(p, PAGE_SIZE);
+        unmap_domain_page(p);
+    }
+
+    return pg;
+}
+
+void pt_get(struct pv_iommu_ctx *ctx, struct page_info *pg, unsigned int nr)
+{
+    if ( !pt_used(pg) && pg != ctx->root )
+        page_list_del(pg, &ctx->empties);
+    *meta(pg) += nr;
+    ASSERT(pt_used(pg) <= PT_ENTRIES + 1);
+}
+
+void pt_put(struct pv_iommu_ctx *ctx, struct page_info *pg, unsigned int nr)
+{
+    ASSERT(pt_used(pg) >= nr);
+    *meta(pg) -= nr;
+    if ( !pt_used(pg) && pg != ctx->root )
+        page_list_add_tail(pg, &ctx->empties);
+}
+
+/*
+ * Find the table that holds the entry for dfn at level *level, or at a higher
+ * one if the tree ends there with a leaf or, without alloc, with nothing.
+ */
+int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
+               unsigned int *level, bool alloc, struct page_info **ppg)
+{
+    struct page_info *pg = ctx->root;
+    unsigned int lvl = pv_hw.levels;
+
+    ASSERT(spin_is_locked(&ctx->lock));
+    ASSERT(dfn <= pv_hw.max_dfn);
+
+    /* The table that was used last, which is often the one. */
+    if ( *level == 1 && ctx->last &&
+         META_DFN(*meta(ctx->last)) == (dfn & ~(PT_ENTRIES - 1UL)) )
+    {
+        *ppg = ctx->last;
+        return 0;
+    }
+
+    while ( lvl > *level )
+    {
+        uint64_t *tbl = __map_domain_page(pg), *ptep, pte;
+
+        ptep = &tbl[pt_index(dfn, lvl)];
+        pte = *ptep;
+
+        if ( !pte && alloc )
+        {
+            struct page_info *child = new_table(ctx, dfn, lvl - 1);
+
+            if ( !child )
+            {
+                unmap_domain_page(tbl);
+                return -ENOMEM;
+            }
+
+            page_list_add_tail(child, &ctx->empties);
+
+            pte = table_pte(child, lvl - 1);
+            write_pte(ptep, pte);
+            iommu_sync_cache(ptep, sizeof(*ptep));
+            pt_get(ctx, pg, 1);
+        }
+        unmap_domain_page(tbl);
+
+        if ( !pte || pte_is_leaf(pte, lvl) )
+            break;
+
+        pg = mfn_to_page(pte_mfn(pte));
+        lvl--;
+    }
+
+    if ( lvl == 1 )
+        ctx->last = pg;
+    *level = lvl;
+    *ppg = pg;
+
+    return 0;
+}
+
+/*
+ * Take all empty tables out of the tree. Hardware may have cached a table's
+ * address, or (AMD) that it is there, with the entry above. A new table in
+ * its place is seen after a flush of all only, hence this is done at the
+ * start of one.
+ */
+void trim_empties(struct pv_iommu_ctx *ctx)
+{
+    struct page_info *pg, *parent;
+
+    while ( (pg = page_list_first(&ctx->empties)) )
+    {
+        unsigned int level = META_LEVEL(*meta(pg)), up = level + 1;
+        unsigned long dfn = META_DFN(*meta(pg));
+        uint64_t *tbl, *ptep;
+
+        ASSERT(!pt_used(pg));
+
+        if ( pg == ctx->last )
+            ctx->last = NULL;
+
+        if ( find_table(ctx, dfn, &up, false, &parent) || up != level + 1 )
+        {
+            ASSERT_UNREACHABLE();
+            return;
+        }
+
+        tbl = __map_domain_page(parent);
+        ptep = &tbl[pt_index(dfn, up)];
+        ASSERT(mfn_eq(pte_mfn(*ptep), page_to_mfn(pg)));
+        write_pte(ptep, 0);
+        iommu_sync_cache(ptep, sizeof(*ptep));
+        unmap_domain_page(tbl);
+
+        page_list_del(pg, &ctx->empties);
+        page_list_add(pg, &ctx->stale);
+        ctx->nr_tables--;
+
+        pt_put(ctx, parent, 1);
+    }
+}
+
+/* Replace a superpage by a table. Cannot fail: there is a page for it. */
+static void split(struct pv_iommu_ctx *ctx, uint64_t *ptep, unsigned long dfn)
+{
+    struct page_info *pg = page_list_remove_head(&ctx->spare);
+    uint64_t *tbl = __map_domain_page(pg);
+    uint64_t pte = *ptep & ~(PTE_ADDR | pv_hw.super_mask);
+    mfn_t mfn = pte_mfn(*ptep);
+    unsigned int i;
+
+    ctx->nr_tables++;
+    ctx->nr_splits++;
+
+    for ( i = 0; i < PT_ENTRIES; i++ )
+        tbl[i] = mfn_to_maddr(mfn_add(mfn, i)) | pte;
+    iommu_sync_cache(tbl, PAGE_SIZE);
+    unmap_domain_page(tbl);
+
+    *meta(pg) = new_meta(dfn, 1) | PT_ENTRIES;
+
+    write_pte(ptep, table_pte(pg, 1));
+    iommu_sync_cache(ptep, sizeof(*ptep));
+}
+
+/*
+ * Enter a superpage. 1: done, 0: there is no room for one, -EAGAIN: there
+ * would be after a flush of all.
+ */
+static int write_super(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
+                       uint64_t flags)
+{
+    unsigned int level = 2, idx = pt_index(dfn, 2);
+    struct page_info *pg, *spare;
+    uint64_t *tbl, pte;
+    int rc = find_table(ctx, dfn, &level, true, &pg);
+
+    if ( rc )
+        return rc;
+
+    tbl = __map_domain_page(pg);
+    pte = tbl[idx];
+
+    /* The page is for the split, which must not fail. */
+    if ( !pte && (spare = pool_get(ctx)) )
+    {
+        page_list_add(spare, &ctx->spare);
+        write_pte(&tbl[idx], leaf_pte(mfn, 2, flags));
+        iommu_sync_cache(&tbl[idx], sizeof(*tbl));
+        pt_get(ctx, pg, 1);
+        rc = 1;
+    }
+    else if ( pte && !pte_is_leaf(pte, 2) &&
+              !pt_used(mfn_to_page(pte_mfn(pte))) )
+        rc = -EAGAIN;
+
+    unmap_domain_page(tbl);
+
+    return rc;
+}
+
+/*
+ * Write entries for nr frames. Returns -EAGAIN if a flush of all and what
+ * follows it may help, which is not to be tried twice in a row (retry).
+ */
+int write_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
+                  unsigned long nr, uint64_t flags, bool retry,
+                  unsigned long *done)
+{
+    unsigned long i = 0;
+    int rc = 0;
+
+    ASSERT(spin_is_locked(&ctx->lock));
+
+    while ( i < nr )
+    {
+        unsigned long cur = dfn + i;
+        mfn_t m = mfn_add(mfn, i);
+        unsigned int level = 1, idx, n = 0, max;
+        struct page_info *pg;
+        uint64_t *tbl, pte;
+
+        if ( ctx->dying )
+        {
+            rc = -EINVAL;
+            break;
+        }
+
+        /* Frames of other domains are released one by one. */
+        if ( (pv_hw.page_sizes & PAGE_SIZE_2M) && nr - i >= PT_ENTRIES &&
+             !((cur | mfn_x(m)) & (PT_ENTRIES - 1)) && !(flags & pv_hw.sw_grant) )
+        {
+            rc = write_super(ctx, cur, m, flags);
+            if ( rc > 0 )
+            {
+                i += PT_ENTRIES;
+                rc = 0;
+                continue;
+            }
+            if ( rc && (rc != -EAGAIN || !retry) )
+                break;
+        }
+
+        rc = find_table(ctx, cur, &level, true, &pg);
+        if ( rc )
+            break;
+
+        tbl = __map_domain_page(pg);
+        idx = pt_index(cur, level);
+        max = level > 1 ? 0 : min(nr - i, PT_ENTRIES - idx + 0UL);
+        pte = leaf_pte(m, 1, flags);
+
+        for ( ; n < max && !tbl[idx + n]; n++, pte += PAGE_SIZE )
+            write_pte(&tbl[idx + n], pte);
+
+        if ( n )
+        {
+            iommu_sync_cache(&tbl[idx], n * sizeof(*tbl));
+            pt_get(ctx, pg, n);
+            i += n;
+        }
+
+        pte = idx + n < PT_ENTRIES ? tbl[idx + n] : 0;
+        unmap_domain_page(tbl);
+
+        if ( i < nr && pte )
+        {
+            rc = (pte & pv_hw.sw_rsvd) ? -EADDRNOTAVAIL
+                 : (pte & pv_hw.sw_dead) && !retry ? -EAGAIN : -EADDRINUSE;
+            break;
+        }
+    }
+
+    ctx->nr_frames += i;
+    *done = i;
+
+    return rc;
+}
+
+static always_inline int check_entry(uint64_t pte)
+{
+    return !(pte & pv_hw.present) ? -ENOENT
+           : (pte & pv_hw.sw_rsvd) ? -EADDRNOTAVAIL : 0;
+}
+
+/*
+ * Make the entries of nr frames dead. Sets *foreign when the flush must not be
+ * deferred: other domains' frames are among them.
+ */
+int kill_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
+                 unsigned long *done, bool *foreign)
+{
+    const uint64_t present = pv_hw.present, dead = pv_hw.sw_dead;
+    uint64_t seen = 0;
+    unsigned long i = 0;
+    int rc = 0;
+
+    spin_lock(&ctx->lock);
+
+    while ( i < nr && !rc )
+    {
+        unsigned int level = 1, idx, n;
+        struct page_info *pg;
+        uint64_t *tbl;
+
+        if ( ctx->dying )
+        {
+            rc = -EINVAL;
+            break;
+        }
+
+        if ( find_table(ctx, dfn + i, &level, false, &pg) )
+            ASSERT_UNREACHABLE();
+
+        tbl = __map_domain_page(pg);
+        idx = pt_index(dfn + i, level);
+
+        for ( n = 0; idx + n < PT_ENTRIES && i < nr; n++, i += span(level) )
+        {
+            uint64_t pte = tbl[idx + n];
+
+            rc = check_entry(pte);
+            if ( unlikely(rc) )
+                break;
+
+            if ( unlikely(level > 1) )
+            {
+                if ( !pte_is_leaf(pte, level) )
+                    break;
+
+                if ( ((dfn + i) & (PT_ENTRIES - 1)) || nr - i < PT_ENTRIES )
+                {
+                    split(ctx, &tbl[idx + n], dfn + i);
+                    break;
+                }
+            }
+
+            seen |= pte;
+            write_pte(&tbl[idx + n], (pte & ~present) | dead);
+        }
+
+        if ( n )
+            iommu_sync_cache(&tbl[idx], n * sizeof(*tbl));
+        unmap_domain_page(tbl);
+    }
+
+    spin_unlock(&ctx->lock);
+
+    if ( seen & pv_hw.sw_grant )
+        *foreign = true;
+    *done = i;
+
+    return rc;
+}
+
+/* Can all entries of a range within a table of the lowest level be killed? */
+int check_entries(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                  unsigned long nr)
+{
+    unsigned int level = 1, idx;
+    struct page_info *pg;
+    uint64_t *tbl;
+    int rc;
+
+    spin_lock(&ctx->lock);
+
+    rc = ctx->dying ? -EINVAL : find_table(ctx, dfn, &level, false, &pg);
+    if ( !rc )
+    {
+        tbl = __map_domain_page(pg);
+        idx = pt_index(dfn, level);
+        do {
+            rc = check_entry(tbl[idx]);
+        } while ( !rc && level == 1 && ++idx < PT_ENTRIES && --nr );
+        unmap_domain_page(tbl);
+    }
+
+    spin_unlock(&ctx->lock);
+
+    return rc;
+}
+
+/*
+ * Local variables:
+ * mode: C
+ * c-file-style: "BSD"
+ * c-basic-offset: 4
+ * indent-tabs-mode: nil
+ * End:
+ */
