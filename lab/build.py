@@ -100,9 +100,9 @@ def linux_source(version, user_tree=None):
                   "drivers/iommu/xen-iommu.c", sorted((LAB / "patches/linux").glob("*.patch")))
 
 
-def xen_source(user_tree=None, stock=False):
-    """stock: without our parts, for comparison."""
-    name = "xen-stock" if stock else "xen"
+def xen_source(user_tree=None, stock=False, drafts=False):
+    """stock: without our parts, for comparison; drafts: with the oddities that the drafts of the interface had."""
+    name = "xen-stock" if stock else "xen-drafts" if drafts else "xen"
 
     def fetched():
         """A copy of the fetched Xen, to change."""
@@ -112,8 +112,13 @@ def xen_source(user_tree=None, stock=False):
                 shutil.copytree(pristine, partial, symlinks=True, dirs_exist_ok=True)
         return ours
 
-    return source(name, fetched, user_tree, ({}, []) if stock else overlay.xen_parts(),
-                  "xen/include/public/pv-iommu.h", sorted((LAB / "patches/xen").glob("*.patch")))
+    if drafts and user_tree:
+        raise Fail("the drafts' oddities cannot be put into a tree of your own: leave XEN_TREE out")
+    whole, ours = ({}, []) if stock else overlay.xen_parts()
+    if drafts:
+        ours = [*ours, *sorted((LAB / "patches/xen-drafts").glob("*.patch"))]
+    return source(name, fetched, user_tree, (whole, ours), "xen/include/public/pv-iommu.h",
+                  sorted((LAB / "patches/xen").glob("*.patch")))
 
 
 def make(what, log, folder, *args, progress=None, append=False):

@@ -87,12 +87,12 @@ class Lab:
     @cached_property
     def drafts_xen(self):
         """With the oddities that the drafts of the interface had; they are chosen by pv-iommu=drafts."""
-        return self.build_xen(flavour="drafts", fragments=("xen-debug.config", "xen-drafts.config"))
+        return self.build_xen(drafts=True, flavour="debug", fragments=("xen-debug.config",))
 
-    def build_xen(self, stock=False, **kw):
+    def build_xen(self, stock=False, drafts=False, **kw):
         with build.lock():
             build.check_place()
-            return build.Xen(build.xen_source(self.xen_tree, stock), **kw).build().image
+            return build.Xen(build.xen_source(self.xen_tree, stock, drafts), **kw).build().image
 
     def boot(self, name, xen="ours", expect=None, show=False, shell=False, env=None, disk=True, xen_args="",
              cpus=0, timeout=600, **settings):

@@ -30,9 +30,6 @@ IGB_PAIR = ("-netdev hubport,id=wire0,hubid=0 -device igb,romfile=,addr=8,netdev
             "-netdev hubport,id=wire1,hubid=0 -device igb,romfile=,addr=a,netdev=wire1")
 BIG_MEMORY = "3072"
 BIG_XEN_ARGS = "dom0_mem=2048M"
-# For pages of 1 GiB.
-HUGE_MEMORY = "7168"
-HUGE_XEN_ARGS = "dom0_mem=5120M"
 # A PVH dom0 with the EPYC model (AMD-Vi) has pages of 1 GiB; room for one, from 4 GiB on.
 IGB_HUGE_MEMORY = "4096"
 IGB_HUGE_XEN_ARGS = "dom0_mem=3584M"

@@ -39,7 +39,7 @@ def fuzz(dom0, iommu):
     afterwards. A PV dom0 has two CPUs, and calls from both at once.
     """
     return works(dom0, iommu, "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
-                 env={"LAB_TESTS": "'hypercall disk-read disk-write edu-dma'", "LAB_IOMMU": "none"})
+                 env={"LAB_TESTS": "'hypercall hypercall-grants disk-read disk-write edu-dma'", "LAB_IOMMU": "none"})
 
 
 def faults(dom0):

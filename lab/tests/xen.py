@@ -3,7 +3,6 @@
 import os
 import re
 
-import machines
 from tests.boots import booted, fits, works
 from util import REPO, Fail
 
@@ -31,12 +30,6 @@ def no_intremap(dom0, iommu):
     return works(dom0, iommu, "-no-intremap", xen_args="iommu=no-intremap",
                  env={"LAB_TESTS": "'capabilities boot-log disk-read'", "LAB_CAPS_SET": DEFAULT_IDENTITY,
                       "LAB_CAPS_CLEAR": ISOLATED_MSI})
-
-
-def gigabyte(iommu):
-    """Pages of 1 GiB, of which dom0 then must have one in its memory."""
-    return works("pvh", iommu, "-gigabyte", qemu_args=f"-m {machines.HUGE_MEMORY}", xen_args=machines.HUGE_XEN_ARGS,
-                 env={"LAB_TESTS": "'hypercall-1g edu-1g disk-read'"})
 
 
 def reserved(dom0):
@@ -79,7 +72,6 @@ CASES = {
     "no-dma-pv-vtd": no_dma("pv", "vtd"),
     "no-dma-unattached-pvh-vtd": no_dma_unattached("pvh", "vtd"),
     "no-intremap-pvh-vtd": no_intremap("pvh", "vtd"),
-    "gigabyte-pvh-vtd": gigabyte("vtd"),
     "caching-mode-pvh-vtd": caching_mode("pvh"),
     "reserved-pvh-vtd": reserved("pvh"),
     "drafts-pvh-vtd": drafts("pvh", "vtd"),
@@ -93,7 +85,6 @@ EXTRA = {
     "no-intremap-pv-amd": no_intremap("pv", "amd"),
     "caching-mode-pv-vtd": caching_mode("pv"),
     "reserved-pv-vtd": reserved("pv"),
-    "gigabyte-pvh-amd": gigabyte("amd"),
     "drafts-pvh-amd": drafts("pvh", "amd"),
     "drafts-pv-amd": drafts("pv", "amd"),
     "drafts-pv-vtd-translated": drafts("pv", "vtd", "-translated", expect="translated",
@@ -103,4 +94,4 @@ EXTRA = {
 # With IOMMU=amd, the tests that default to VT-d run on AMD-Vi.
 if os.environ.get("IOMMU") == "amd":
     CASES.update({name: EXTRA.pop(name) for name in list(EXTRA)
-                  if name.startswith(("no-", "gigabyte-", "drafts-")) and name.endswith("-amd")})
+                  if name.startswith(("no-", "drafts-")) and name.endswith("-amd")})
