@@ -219,7 +219,7 @@ static int hw_init(struct pv_iommu_hw *h)
 
 static domid_t next_tag = 0x8000;
 static bool fail_attach;
-static unsigned long flushes;
+static unsigned long flushes, flushes_of_all;
 
 static int ctx_init(struct pv_iommu_ctx *ctx)
 {
@@ -246,6 +246,7 @@ static int flush(struct pv_iommu_ctx *ctx, dfn_t dfn, unsigned long nr,
 
     assert(!lock_depth);
     flushes++;
+    flushes_of_all += !!(flags & IOMMU_FLUSHF_all);
     if ( !(flags & IOMMU_FLUSHF_modified) )
         return 0;
     for ( i = 0; i < NR_TLB; i++ )
@@ -779,7 +780,7 @@ static void random_call(void)
         int rc = 0;
 
         flags = map ? 1 + rnd(3) : rnd(2);
-        for ( i = 0; i < 40; i++ )
+        for ( i = 0; i < 20; i++ )
         {
             run[i] = (pv_iommu_run_t){ rnd(2048), a_dfn(), rnd(20) };
             run[i].nr_frames = min(run[i].nr_frames, NR_DFN - run[i].dfn);
@@ -1115,6 +1116,59 @@ static void run_super(bool translated, int format)
            translated ? "PVH" : "PV", format == FMT_VTD ? "VT-d" : "AMD-Vi");
 }
 
+/* The table of the lowest level for dfn, as the hardware finds it. */
+static struct page_info *table_of(const struct pv_iommu_ctx *ctx,
+                                  unsigned long dfn)
+{
+    struct page_info *pg = ctx->root;
+    unsigned int level;
+
+    for ( level = pv_hw.levels; level > 1; level-- )
+    {
+        uint64_t pte = pg->data[(dfn / hw_span(level)) % hw_span(2)];
+
+        if ( !hw_present(pte) || hw_leaf(pte, level) )
+            return NULL;
+        pg = mfn_to_page(_mfn(hw_mfn(pte)));
+    }
+    return pg;
+}
+
+/*
+ * AMD hardware may have cached the entry that leads to a table, and flushes of pages
+ * leave that alone: a table that is empty must not be replaced before a flush of all.
+ */
+static void run_stale(bool translated, int format)
+{
+    pv_iommu_init_t init = { NR_CTX, 8 };
+    pv_iommu_alloc_t alloc = {};
+    struct page_info *cached[20];
+    long allocs = xen_allocs;
+    unsigned int i;
+
+    set_up(translated, format);
+    assert(!call(IOMMU_init, &init) && !call(IOMMU_alloc_context, &alloc));
+    super_ctx = alloc.ctx_no;
+    for ( i = 0; i < 20; i++ )
+    {
+        assert(super_map(i * hw_span(2), 100 + i, 1, 0, 0) == 1);
+        assert(is_mapped(i * hw_span(2)));
+        cached[i] = table_of(super(), i * hw_span(2));
+    }
+    flushes_of_all = 0;
+    for ( i = 0; i < 20; i++ )
+        assert(super_unmap(i * hw_span(2), 1, 0, 0) == 1);
+    for ( i = 0; i < 20; i++ )
+    {
+        assert(super_map(i * hw_span(2) + 1, 200 + i, 1, 0, 0) == 1);
+        assert(flushes_of_all ||
+               table_of(super(), i * hw_span(2) + 1) == cached[i]);
+    }
+    tear_down(allocs);
+
+    printf("ok - no stale tables, %s\n", format == FMT_VTD ? "VT-d" : "AMD-Vi");
+}
+
 /* Grants, case by case. */
 
 static void run_grants(bool translated, bool external)
@@ -1147,6 +1201,8 @@ int main(int argc, char **argv)
     assert(!reserved_init());
     for ( i = 0; i < 4; i++ )
         run_super(i & 1, i >> 1);
+    run_stale(true, FMT_AMD);
+    run_stale(true, FMT_VTD);
     for ( i = 0; i < 4; i++ )
         run_grants(i & 1, i >> 1);
     for ( i = 0; i < 8; i++ )

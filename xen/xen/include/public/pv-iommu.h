@@ -169,7 +169,8 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_alloc_t);
  * IOMMU_free_context: destroys a context with all its mappings.
  *
  * -EBUSY: there are devices in it and reattach_default is not set; the context
- * remains as it was.
+ * remains as it was. If a device cannot be moved, the error is that of
+ * IOMMU_reattach_device; others may have been moved.
  */
 
 /* Move the devices that are in the context to context 0 first. */
@@ -193,7 +194,8 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_free_t);
  * field anew for each call and trust only the counter afterwards.
  *
  * -EADDRINUSE: something is mapped there (the drafts' text says -EINVAL).
- * -EADDRNOTAVAIL: a reserved region. -ENOENT: no page behind gfn. -EPERM: the
+ * -EADDRNOTAVAIL: a reserved region, or one
+ * where writes are interrupts. -ENOENT: no page behind gfn. -EPERM: the
  * domain may not map that frame, or not with that access. -ENOMEM: the pool
  * is empty. -ERANGE, -EINVAL: beyond max_iova_addr, unsupported pgsize,
  * misaligned dfn or gfn, neither readable nor writeable.
