@@ -45,7 +45,9 @@ archive() {
 
 # log NAME: what a guest has written on its console
 log() {
-	cat "/var/log/xen/console/guest-$1.log" 2> /dev/null | tr -d '\r'
+	if [ -e "/var/log/xen/console/guest-$1.log" ]; then
+		tr -d '\r' < "/var/log/xen/console/guest-$1.log"
+	fi
 }
 
 # guest NAME pv|pvh ADDRESS SCRIPT [DISK...]: create one; its NIC has the address 10.0.2.ADDRESS, its disks are xvda, xvdb, ...
