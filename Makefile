@@ -14,15 +14,16 @@ help:
 	@echo 'make test     run the tests (T=list lists them, T=name runs one, T=all the long ones, too)'
 	@echo 'make shell    a console of dom0'
 	@echo 'make series   write patches for Linux and Xen to build/series'
+	@echo 'make deb      Debian packages of kernel and hypervisor in build/deb'
 	@echo 'make bench    measure'
 	@echo 'make clean    remove build/'
 	@echo 'README.md explains the variables, such as DOM0=pv.'
 
-run test shell series bench:
+run test shell series deb bench:
 	@sh lab/bootstrap.sh $@
 
 clean:
 	rm -rf build
 
-.PHONY: help run test shell series bench clean
+.PHONY: help run test shell series deb bench clean
 .NOTPARALLEL:

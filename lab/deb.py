@@ -48,7 +48,7 @@ def linux(kernel):
     for old in place.glob("linux-*.deb"):
         old.unlink()
     build.make("linux packages", LOGS / "build" / f"deb-{kernel.obj.name}.log", kernel.src, f"O={kernel.obj}",
-               f"CC={build.COMPILER}", f"HOSTCC={build.COMPILER}", "KBUILD_IMAGE=arch/x86/boot/bzImage", "bindeb-pkg")
+               f"CC={build.COMPILER}", f"HOSTCC={build.COMPILER}", "DPKG_FLAGS=-d", "bindeb-pkg")
     debs = [deb for deb in place.glob("linux-*.deb") if re.match(r"linux-(image|headers)-", deb.name)
             and "-dbg_" not in deb.name]
     if len(debs) != 2:

@@ -147,8 +147,40 @@ def xen_candidates():
             yield tarball[2], tarball[1], folder[1]
     for line in (LAB / "xen-versions.txt").read_text().splitlines():
         if line and not line.startswith("#"):
-            version, digest = line.split()
+            version, digest, *_ = line.split()
             yield version, digest, "pool/main/x/xen"
+
+
+def pool_file(name, digest, folder="pool/main/x/xen"):
+    """A file of the archive, kept in the cache; None if the archive does not deliver it."""
+    if (CACHE / name).exists():
+        return CACHE / name
+    uri, partial = archives()["Debian"].rstrip("/"), CACHE / (name + ".partial")
+    say(f"downloading {name}")
+    try:
+        retry(f"downloading {name}", [HELPER, "download-file", f"{uri}/{folder}/{name.replace('+', '%2b')}", partial,
+                                      f"SHA256:{digest}"], pauses=(3, None))
+    except Fail:
+        say(f"the archive does not have {name}")
+        return None
+    if sha256(partial) != digest:
+        raise Fail(f"{partial} does not have the expected SHA256 {digest}")
+    return partial.rename(CACHE / name)
+
+
+@one_at_a_time
+def xen_packaging():
+    """(orig tarball, Debian's packaging of that version, its revision)"""
+    tried = []
+    for line in (LAB / "xen-versions.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            version, digest, revision, packaging_digest = line.split()
+            packaging = pool_file(f"xen_{version}-{revision}.debian.tar.xz", packaging_digest)
+            tarball = packaging and pool_file(f"xen_{version}.orig.tar.xz", digest)
+            if tarball:
+                return tarball, packaging, revision
+            tried.append(version)
+    raise Fail(f"Debian's archive has no whole source package of Xen {', '.join(tried)}; log: {LOG}")
 
 
 @one_at_a_time
@@ -159,26 +191,14 @@ def xen():
         return folder
     tarballs = sorted(CACHE.glob("xen_4.20*.orig.tar.xz"))
     if not tarballs:
-        uri = archives()["Debian"]
         tried = []
         for version, digest, where in xen_candidates():
             if version in tried:
                 continue
-            name = f"xen_{version}.orig.tar.xz"
-            say(f"downloading Xen {version}")
-            partial = CACHE / (name + ".partial")
-            try:
-                retry(f"downloading Xen {version}",
-                      [HELPER, "download-file", f"{uri.rstrip('/')}/{where}/{name.replace('+', '%2b')}",
-                       partial, f"SHA256:{digest}"], pauses=(3, None))
-            except Fail:
-                tried.append(version)
-                say(f"the archive does not have Xen {version}")
-                continue
-            if sha256(partial) != digest:
-                raise Fail(f"{partial} does not have the expected SHA256 {digest}")
-            tarballs = [partial.rename(CACHE / name)]
-            break
+            tried.append(version)
+            if tarball := pool_file(f"xen_{version}.orig.tar.xz", digest, where):
+                tarballs = [tarball]
+                break
         else:
             raise Fail(f"Debian's archive has none of Xen {', '.join(tried)}: name an unpacked "
                        f"Xen 4.20 with XEN_TREE=; log: {LOG}")

@@ -187,7 +187,12 @@ def bench(lab):
     return measure(lab, variable("T").replace(",", " ").split(), variable("RUN", "kernel sizes dma vfio nvme"))
 
 
-COMMANDS = {"run": run, "shell": shell, "test": test, "series": series, "bench": bench}
+def deb(lab):
+    import deb as maker
+    return maker.make(lab)
+
+
+COMMANDS = {"run": run, "shell": shell, "test": test, "series": series, "deb": deb, "bench": bench}
 
 
 def main(argv):

@@ -1,6 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0
 """Real guests: a Debian dom0 with xl, whose guests run Debian's own kernel."""
+import copy
+import gzip
+import shutil
+
+import build
+import deb
+from initramfs import newc_tree
 from tests.boots import booted, fits
+from util import LOGS, Fail, run
 
 LAZY, STRICT = "iommu.strict=0", "iommu.strict=1"
 # Kind of dom0, what its devices are in, what its kernel is told.
@@ -24,6 +32,29 @@ def guests(mode, tests=SHORT, cycles=2, what="", **kw):
     return case
 
 
+def from_packages(dom0, tests=("groups", "boot-log", "guest-io")):
+    """The kernel and the hypervisor that make deb has packed, with their modules, in the Debian dom0."""
+    def case(lab):
+        fits(dom0, "vtd")
+        # The name of a test, not a configuration of the user's, chooses what is packed.
+        deb.make(lab)
+        root = build.OBJ / "deb-root"
+        shutil.rmtree(root, ignore_errors=True)
+        for package in deb.OUT.glob("*.deb"):
+            run(f"unpacking {package.name}", ["dpkg-deb", "-x", package, root], LOGS / "build" / "deb-root.log", append=True)
+        kernels, xens = list(root.glob("boot/vmlinuz-*")), list(root.glob("boot/xen-4.20-amd64.gz"))
+        if len(kernels) != 1 or len(xens) != 1:
+            raise Fail(f"expected one kernel and one hypervisor in the packages, found {len(kernels)} and {len(xens)}")
+        installed = copy.copy(lab)
+        initrd = lab.initrd
+        installed.__dict__.update(
+            initrd=initrd, xen=build.image_of(xens[0]), kernel=copy.copy(lab.kernel),
+            initrd_debian=gzip.compress(newc_tree(root / "lib", below="debian/usr/lib"), 1, mtime=0))
+        installed.kernel.image = kernels[0]
+        booted(installed, f"deb-{dom0}", dom0=dom0, iommu="vtd", root="debian", env={"LAB_TESTS": f"'{' '.join(tests)}'"})
+    return case
+
+
 CASES = {}
 
 # They take long under emulation: only by name.
@@ -34,4 +65,6 @@ EXTRA = {
     **{f"guests-save-{mode}": guests(mode, ("guest-save",), what="-save") for mode in MODES},
     **{f"guests-pciback-{mode}": guests(mode, ("guest-pciback",), what="-pciback") for mode in MODES},
     **{f"guests-vfio-{mode}": guests(mode, ("guest-vfio",), what="-vfio", timeout=1200) for mode in MODES},
+    "deb-pvh": from_packages("pvh"),
+    "deb-pv": from_packages("pv"),
 }
