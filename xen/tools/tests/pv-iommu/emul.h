@@ -81,11 +81,16 @@ typedef struct { unsigned int counter; } atomic_t;
 static unsigned int paddr_bits = 40;
 
 static inline int parse_bool(const char *s, const char *e) { return -1; }
+#define parse_boolean(n, s, e) (-1)
+#define ERR_PTR(e) ((void *)(long)(e))
+#define PTR_ERR(p) ((long)(p))
+#define IS_ERR(p) ((unsigned long)(p) >= -4095UL)
 #define simple_strtoul(s, e, b) strtoul(s, (char **)(e), b)
 
 /* Lists, of which only one kind is used. */
 struct list_head { struct list_head *next, *prev; };
 #define LIST_HEAD(n) struct list_head n = { &(n), &(n) }
+#define INIT_LIST_HEAD(h) ((h)->next = (h)->prev = (h))
 static inline void list_add(struct list_head *l, struct list_head *h)
 {
     l->next = h->next; l->prev = h; h->next->prev = l; h->next = l;
@@ -122,6 +127,13 @@ static int level_of(const char *name)
     (l)->held = false;                                                     \
 } while ( 0 )
 #define spin_is_locked(l) ((l)->held)
+/* Innermost. */
+typedef struct { bool held; } rwlock_t;
+#define rwlock_init(l) (*(l) = (rwlock_t){})
+#define write_lock(l) (assert(!(l)->held), (l)->held = true)
+#define write_unlock(l) (assert((l)->held), (l)->held = false)
+#define read_lock write_lock
+#define read_unlock write_unlock
 
 static int pcidevs;
 static void pcidevs_lock(void) { assert(!lock_depth); pcidevs++; }
@@ -159,6 +171,8 @@ static struct domain *const dom_io = &dom_io_;
 /* Pages */
 typedef struct { unsigned long m; } mfn_t;
 typedef struct { unsigned long d; } dfn_t;
+typedef struct { unsigned long g; } gfn_t;
+#define _gfn(n) ((gfn_t){ n })
 #define _mfn(x) ((mfn_t){ x })
 #define mfn_x(x) ((x).m)
 #define _dfn(x) ((dfn_t){ x })
@@ -306,6 +320,11 @@ static void put_page(struct page_info *pg)
     if ( !--pg->count )
         assert(!tlb_has_frame(pg - frame_table, false));
 }
+static void put_page_type(struct page_info *pg)
+{
+    assert(pg->writable > 0);
+    pg->writable--;
+}
 static void put_page_and_type(struct page_info *pg)
 {
     assert(pg->writable > 0);
@@ -342,6 +361,19 @@ static mfn_t get_gfn_type_access(struct domain *d, unsigned long gfn,
     return *t == p2m_invalid ? INVALID_MFN : _mfn(p2m_mfn(gfn));
 }
 #define put_gfn(d, g) ((void)(g), p2m_locks--)
+static struct page_info *get_page_from_gfn(struct domain *d, unsigned long gfn,
+                                           p2m_type_t *t, unsigned int q)
+{
+    assert(!lock_depth);
+    *t = gfn < NR_PAGES ? p2m_type[gfn] : p2m_invalid;
+    if ( *t == p2m_invalid || *t == p2m_mmio_direct )
+        return NULL;
+    frame_table[p2m_mfn(gfn)].count++;
+    return &frame_table[p2m_mfn(gfn)];
+}
+#define paging_mark_dirty(d, m) ((void)(m))
+#define clear_page(p) memset(p, 0, PAGE_SIZE)
+static bool iommu_hwdom_passthrough;
 
 static void *mmio_ro_ranges __attribute__((unused));
 #define MMIO_RO(s, e) ((s) <= 0x5010 && (e) >= 0x5010)
@@ -478,6 +510,9 @@ static struct {
     void (*pv_ctx_destroy)(struct pv_iommu_ctx *);
     int (*pv_attach)(uint8_t, struct pci_dev *);
     int (*pv_flush)(struct pv_iommu_ctx *, dfn_t, unsigned long, unsigned int);
+    void (*pv_flush_nested)(const struct pv_iommu_ctx *, dfn_t, unsigned long,
+                            unsigned int);
+    uint64_t (*pv_nested_desc)(gfn_t);
 } iommu_ops;
 #define iommu_call(o, f, ...) ((o)->f(__VA_ARGS__))
 #define iommu_vcall iommu_call

@@ -46,6 +46,8 @@ static always_inline bool pv_iommu_in_use(const struct domain *d)
 {
     return unlikely(ACCESS_ONCE(dom_iommu(d)->pv));
 }
+/* Entries of the IOMMU table of d's P2M have changed, and were flushed. */
+void pv_iommu_p2m_changed(const struct domain *d);
 /* Free everything, for a domain that dies. May return -ERESTART. */
 int pv_iommu_domain_destroy(struct domain *d);
 /* The hardware domain's devices have been set up. */
@@ -103,6 +105,8 @@ static inline bool pv_iommu_in_use(const struct domain *d)
 {
     return false;
 }
+
+static inline void pv_iommu_p2m_changed(const struct domain *d) {}
 
 static inline int pv_iommu_domain_destroy(struct domain *d)
 {

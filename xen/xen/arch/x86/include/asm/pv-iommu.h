@@ -12,6 +12,9 @@
 #include <xen/pv-iommu.h>
 #include <xen/spinlock.h>
 
+#include <public/physdev.h>
+#include <public/pv-iommu.h>
+
 /*
  * Layout of the page table entries of the IOMMU, and its limits. Tables of
  * both VT-d and AMD-Vi have 512 entries of 64 bits; what differs is in here,
@@ -44,6 +47,8 @@ struct pv_iommu_hw {
     bool flush_added;
     /* A device can only send the interrupts that were set up for it. */
     bool isolated_msi;
+    /* Formats of tables that can be nested; without page sizes: it can't. */
+    struct pv_iommu_nested_format nested[IOMMU_NESTED_FMT_x86_64_4 + 1];
 };
 
 #define PV_IOMMU_NR_DEFERRED 256
@@ -63,6 +68,8 @@ struct pv_iommu_ctx {
     uint8_t levels;
     /* Uses the tables of the domain instead of its own. */
     bool identity;
+    /* The domain's table, found by desc_gfn, goes before Xen's. */
+    bool nested;
     /* Without the reserved regions; the domain maps those that it needs. */
     bool empty;
     /* Being freed. Set with both pcidevs_lock and pv_iommu.lock held. */
@@ -73,6 +80,9 @@ struct pv_iommu_ctx {
     unsigned int nr_devs;
     /* IOMMUs that devices of this context are, or were, behind. */
     unsigned long *iommu_bitmap;
+    /* For nested contexts, the former protected by pv_iommu.nested_lock. */
+    struct list_head nested_list;
+    gfn_t desc_gfn;
 
     /* Protects all below, and the tables. */
     spinlock_t lock;
@@ -99,6 +109,23 @@ struct pv_iommu_ctx {
         unsigned long dfn, nr;
     } deferred[PV_IOMMU_NR_DEFERRED];
 };
+
+/* pv_flush_nested(): tables were taken out, too. */
+#define PV_IOMMU_NESTED_tables  (1U << 0)
+/* pv_flush_nested(): the table of the domain's P2M has changed. */
+#define PV_IOMMU_NESTED_host    (1U << 1)
+
+/* Do a device's requests go, or did until now, through its domain's table? */
+static inline bool pv_iommu_is_nested(const struct pci_dev *pdev)
+{
+#ifdef CONFIG_PV_IOMMU
+    const struct pv_iommu_ctx *ctx = ACCESS_ONCE(pdev->pv_ctx);
+
+    return (ctx && ctx->nested) || pdev->pv_moving;
+#else
+    return false;
+#endif
+}
 
 #endif /* ASM_X86__PV_IOMMU_H */
 

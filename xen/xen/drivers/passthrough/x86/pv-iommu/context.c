@@ -152,7 +152,7 @@ int ctx_teardown(struct pv_iommu_ctx *ctx)
 
     ASSERT(ctx->dying);
 
-    if ( ctx->identity )
+    if ( ctx->identity || ctx->nested )
         return 0;
 
     /* No device is in it; the tag will be used again, though. */
@@ -181,13 +181,17 @@ void ctx_destroy(struct pv_iommu_ctx *ctx)
     ASSERT(pcidevs_locked());
 
     list_del(&ctx->list);
+    if ( ctx->nested )
+        nested_remove(ctx);
     if ( !ctx->identity )
         iommu_vcall(&iommu_ops, pv_ctx_destroy, ctx);
     xfree(ctx);
 }
 
+/* desc: for a nested context, the page by which hardware finds its table. */
 struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
-                                unsigned int no, unsigned int flags, int *rc)
+                                unsigned int no, unsigned int flags,
+                                const gfn_t *desc, int *rc)
 {
     struct pv_iommu_ctx *ctx;
     struct page_info *pg;
@@ -221,6 +225,12 @@ struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
     {
         xfree(ctx);
         return NULL;
+    }
+
+    if ( desc )
+    {
+        nested_add(ctx, *desc);
+        goto out;
     }
 
     *rc = -ENOMEM;
@@ -283,7 +293,7 @@ struct domain *pv_iommu_domid_owner(domid_t domid)
 
 /* Make a context; sets *no. */
 int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
-            unsigned int *no)
+            const gfn_t *desc, unsigned int *no)
 {
     struct pv_iommu_ctx *ctx = NULL;
     int rc = 0;
@@ -299,7 +309,7 @@ int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
     else if ( *no > pv->max_ctx )
         rc = -ENOSPC;
     else
-        ctx = ctx_create(d, pv, *no, flags, &rc);
+        ctx = ctx_create(d, pv, *no, flags, desc, &rc);
 
     if ( ctx )
     {

@@ -71,6 +71,8 @@ static int init_step(struct domain *d, unsigned int max_ctx,
         for ( i = 0; i < NR_BUCKETS; i++ )
             spin_lock_init(&pv->bucket[i].lock);
         INIT_PAGE_LIST_HEAD(&pv->pool);
+        rwlock_init(&pv->nested_lock);
+        INIT_LIST_HEAD(&pv->nested);
         pv->max_ctx = max_ctx;
         hd->pv_init = pv;
         rc = -ERESTART;
@@ -217,7 +219,7 @@ int pv_iommu_lend_pdev(const struct pci_dev *pdev)
     ASSERT(pcidevs_locked());
 
     if ( pdev->pv_ctx && !pdev_lent(pdev) && !hwdom_lost )
-        hwdom_lost = ctx_create(pdev->domain, NULL, 0, 0, &rc);
+        hwdom_lost = ctx_create(pdev->domain, NULL, 0, 0, NULL, &rc);
 
     return rc;
 }
@@ -236,7 +238,7 @@ void __hwdom_init pv_iommu_hwdom_init(struct domain *d)
     if ( hwdom_block )
         hwdom_block->d = d;
     else if ( pv_hw.levels )
-        hwdom_block = ctx_create(d, NULL, 0, 0, &rc);
+        hwdom_block = ctx_create(d, NULL, 0, 0, NULL, &rc);
     if ( !hwdom_block )
         panic("Cannot block DMA of %pd: %d\n", d, rc);
 
@@ -276,6 +278,9 @@ void pv_iommu_dump(const struct domain *d)
 
         if ( ctx->identity )
             printk("  %u: identity, %u devices\n", no, ctx->nr_devs);
+        else if ( ctx->nested )
+            printk("  %u: tag %#x, %u devices, nested\n", no, ctx->domid,
+                   ctx->nr_devs);
         else
             printk("  %u: tag %#x, %u devices, %lu frames, %lu tables, %u deferred%s\n",
                    no, ctx->domid, ctx->nr_devs, ctx->nr_frames,

@@ -4,6 +4,7 @@
  * what is called from here relies on it.
  */
 
+#include <xen/err.h>
 #include <xen/event.h>
 #include <xen/guest_access.h>
 #include <xen/hypercall.h>
@@ -35,6 +36,8 @@ static int __init cf_check parse_pv_iommu(const char *s)
 
         if ( (val = parse_bool(s, ss)) >= 0 )
             opt_pv_iommu = val;
+        else if ( (val = parse_boolean("nested", s, ss)) >= 0 )
+            opt_nested = val;
         else if ( !strncmp(s, "max-contexts=", 13) )
         {
             unsigned long n = simple_strtoul(s + 13, &s, 0);
@@ -80,6 +83,8 @@ static int op_capabilities(const struct domain *d, const struct pv_iommu *pv,
         cap.cap_flags |= IOMMUCAP_default_identity;
     if ( pv_hw.isolated_msi )
         cap.cap_flags |= IOMMUCAP_isolated_msi;
+    if ( nested_format(d, IOMMU_NESTED_FMT_x86_64_4) )
+        cap.cap_flags |= IOMMUCAP_nested;
     cap.pgsize_mask = pv_hw.page_sizes;
     cap.max_ctx_no = pv ? pv->max_ctx : 0;
 
@@ -87,29 +92,38 @@ static int op_capabilities(const struct domain *d, const struct pv_iommu *pv,
 }
 
 /* Returns the size of the whole structure. */
-static long op_query(unsigned long what, unsigned long index,
-                     unsigned long buf, unsigned long size)
+static long op_query(const struct domain *d, unsigned long what,
+                     unsigned long index, unsigned long buf,
+                     unsigned long size)
 {
     const struct pv_iommu_limits limits = {
         .max_ctx_no = opt_max_ctx, .arena_order = opt_max_order,
     };
     XEN_GUEST_HANDLE_PARAM(char) to = guest_handle_from_ptr((void *)buf, char);
+    const void *from = &limits;
+    size_t have = sizeof(limits);
 
     switch ( what )
     {
     case IOMMU_QUERY_limits:
         if ( index )
             return -EOPNOTSUPP;
-        size = min(size, sizeof(limits) + 0UL);
-        return copy_to_guest(to, (const char *)&limits, size)
-               ? -EFAULT : sizeof(limits);
+        break;
 
     case IOMMU_QUERY_nested:
-        return -EOPNOTSUPP;
+        from = nested_format(d, index);
+        if ( !from )
+            return -EOPNOTSUPP;
+        have = sizeof(struct pv_iommu_nested_format);
+        break;
 
     default:
         return -EINVAL;
     }
+
+    size = min(size, have + 0UL);
+
+    return copy_to_guest(to, (const char *)from, size) ? -EFAULT : have;
 }
 
 static int op_init(struct domain *d, bool continued,
@@ -149,15 +163,75 @@ static int op_alloc(struct domain *d, struct pv_iommu *pv,
     if ( __copy_to_guest(arg, &op, 1) )
         return -EFAULT;
 
-    rc = ctx_new(d, pv, op.alloc_flags, &no);
+    rc = ctx_new(d, pv, op.alloc_flags, NULL, &no);
     if ( rc == -ENOMEM )
-        rc = reclaim(pv) ?: ctx_new(d, pv, op.alloc_flags, &no);
+        rc = reclaim(pv) ?: ctx_new(d, pv, op.alloc_flags, NULL, &no);
     if ( rc )
         return rc;
 
     op.ctx_no = no;
 
     return __copy_to_guest(arg, &op, 1) ? -EFAULT : 0;
+}
+
+static int op_alloc_nested(struct domain *d, struct pv_iommu *pv,
+                           XEN_GUEST_HANDLE_PARAM(void) arg)
+{
+    struct pv_iommu_alloc_nested op;
+    unsigned int no;
+    gfn_t desc;
+    int rc;
+
+    if ( copy_from_guest(&op, arg, 1) )
+        return -EFAULT;
+
+    if ( op.nested_flags & ~(IOMMU_NESTED_FMT_mask + 0UL) )
+        return -EINVAL;
+
+    if ( !nested_format(d, op.nested_flags) )
+        return -EOPNOTSUPP;
+
+    op.ctx_no = 0;
+    if ( __copy_to_guest(arg, &op, 1) )
+        return -EFAULT;
+
+    rc = nested_write_desc(d, op.desc_gfn, op.pgtable_gfn);
+    if ( rc )
+        return rc;
+
+    desc = _gfn(op.desc_gfn);
+    rc = ctx_new(d, pv, 0, &desc, &no);
+    if ( rc )
+        return rc;
+
+    op.ctx_no = no;
+
+    return __copy_to_guest(arg, &op, 1) ? -EFAULT : 0;
+}
+
+static int op_flush_nested(struct pv_iommu *pv, unsigned long ctx_flags,
+                           unsigned long dfn, unsigned long nr)
+{
+    uint32_t flags = ctx_flags >> 32;
+    struct pv_iommu_ctx *ctx;
+    int rc = -EINVAL;
+
+    if ( ((uint32_t)ctx_flags >> 16) || (flags & ~IOMMU_FLUSH_tables) )
+        return -EINVAL;
+
+    ctx = ctx_get(pv, ctx_flags & 0xffff, false);
+    if ( !ctx )
+        return -EINVAL;
+
+    if ( ctx->nested )
+    {
+        nested_flush(ctx, dfn, nr, flags & IOMMU_FLUSH_tables);
+        rc = 0;
+    }
+
+    ctx_put(ctx);
+
+    return rc;
 }
 
 static int op_free(struct domain *d, struct pv_iommu *pv,
@@ -210,18 +284,19 @@ static bool unmap_flags_ok(uint32_t flags)
     return !(flags & ~IOMMU_UNMAP_no_flush);
 }
 
-/* The context of a call that maps, unmaps or flushes. */
+/* The context of a call that maps, unmaps or flushes, or an error. */
 static struct pv_iommu_ctx *get_tables(struct pv_iommu *pv, unsigned int no)
 {
     struct pv_iommu_ctx *ctx = ctx_get(pv, no, false);
+    bool nested = ctx && ctx->nested;
 
-    if ( ctx && ctx->identity )
+    if ( ctx && (ctx->identity || nested) )
     {
         ctx_put(ctx);
         ctx = NULL;
     }
 
-    return ctx;
+    return ctx ?: ERR_PTR(nested ? -EOPNOTSUPP : -EINVAL);
 }
 
 static int op_map(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
@@ -241,8 +316,8 @@ static int op_map(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
         return -EINVAL;
 
     ctx = get_tables(pv, op.ctx_no);
-    if ( !ctx )
-        return -EINVAL;
+    if ( IS_ERR(ctx) )
+        return PTR_ERR(ctx);
 
     r.dfn = op.dfn;
     r.gfn = op.gfn;
@@ -278,8 +353,8 @@ static int op_unmap(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
         return -EINVAL;
 
     ctx = get_tables(pv, op.ctx_no);
-    if ( !ctx )
-        return -EINVAL;
+    if ( IS_ERR(ctx) )
+        return PTR_ERR(ctx);
 
     r.dfn = op.dfn;
     r.nr = (unsigned long)op.nr_pages << order;
@@ -317,8 +392,8 @@ static int op_flush(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
     }
 
     ctx = get_tables(pv, op.ctx_no);
-    if ( !ctx )
-        return -EINVAL;
+    if ( IS_ERR(ctx) )
+        return PTR_ERR(ctx);
 
     /* What was deferred is flushed as a whole. */
     if ( rc )
@@ -370,8 +445,8 @@ static long op_runs(struct pv_iommu *pv, unsigned int subop, unsigned long a1,
     }
 
     ctx = get_tables(pv, a1 & 0xffff);
-    if ( !ctx )
-        return -EINVAL;
+    if ( IS_ERR(ctx) )
+        return PTR_ERR(ctx);
 
     rc = r.map ? map_runs(ctx, &r, flags, 1, &done)
                : unmap_runs(ctx, &r, &flags, 1, &done);
@@ -437,7 +512,7 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
         return op_capabilities(d, pv, arg);
 
     case IOMMU_query:
-        return op_query(a1, a2, a3, a4);
+        return op_query(d, a1, a2, a3, a4);
 
     case IOMMU_get_faults:
         return pv_iommu_get_faults(d, a1, a2);
@@ -449,7 +524,11 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
                                                  cmd | OP_CONTINUED, a1);
         return rc;
 
+    case IOMMU_flush_nested:
+        return pv ? op_flush_nested(pv, a1, a2, a3) : -EACCES;
+
     case IOMMU_alloc_context:
+    case IOMMU_alloc_nested:
     case IOMMU_free_context:
     case IOMMU_reattach_device:
     case IOMMU_map_pages:
@@ -471,6 +550,10 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
     {
     case IOMMU_alloc_context:
         rc = op_alloc(d, pv, arg);
+        break;
+
+    case IOMMU_alloc_nested:
+        rc = op_alloc_nested(d, pv, arg);
         break;
 
     case IOMMU_free_context:
@@ -585,6 +668,18 @@ static void __init __maybe_unused build_assertions(void)
     FIELD(remote_cmd, domid, 0);
     FIELD(remote_cmd, subop, 2);
     FIELD(remote_cmd, arg, 8);
+
+    SIZE(alloc_nested, 32);
+    FIELD(alloc_nested, ctx_no, 0);
+    FIELD(alloc_nested, pgtable_gfn, 8);
+    FIELD(alloc_nested, nested_flags, 16);
+    FIELD(alloc_nested, desc_gfn, 24);
+
+    SIZE(nested_format, 16);
+    FIELD(nested_format, pgsize_mask, 0);
+    FIELD(nested_format, flags, 8);
+    FIELD(nested_format, input_bits, 12);
+    FIELD(nested_format, output_bits, 13);
 
     SIZE(run, 24);
     FIELD(run, gfn, 0);

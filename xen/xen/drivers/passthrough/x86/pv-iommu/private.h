@@ -8,6 +8,7 @@
  *   map.c       runs of frames into a context, and out of it
  *   context.c   making, using and freeing contexts
  *   device.c    which device is in which context
+ *   nested.c    contexts whose table is the domain's own
  *   reserved.c  parts of the address space that are not for everything
  *   flush.c     flushes, and what waits for one
  *   frame.c     which frames a domain may map; references
@@ -35,8 +36,9 @@
  *   ctx->lock          the tables of a context, its ring and lists
  *   pv->lock           the pool, and the array of contexts
  *   pv->bucket[].lock  frames of other domains
- * P2M locks and hypercall copies are taken with none of the latter three
- * held, other than that a bucket's lock is taken inside of P2M locks. Grant
+ *   pv->nested_lock    which contexts are nested
+ * P2M locks and hypercall copies are taken with none of the latter four
+ * held, other than that the last two are taken inside of P2M locks. Grant
  * table locks, and types of pages, are taken with none of them all held.
  */
 #ifndef PV_IOMMU_PRIVATE_H
@@ -80,6 +82,10 @@ struct pv_iommu {
         spinlock_t lock;
         struct rb_root frames;
     } bucket[NR_BUCKETS];
+
+    /* Nested contexts, to be flushed when the domain's P2M changes. */
+    rwlock_t nested_lock;
+    struct list_head nested;
 
     struct pv_iommu_ctx *ctx[]; /* [max_ctx + 1], [0] is unused */
 };
@@ -218,6 +224,17 @@ long reserved_run(const struct pv_iommu_ctx *ctx, unsigned long dfn,
 void reserved_move(const struct pci_dev *pdev, const struct pv_iommu_ctx *ctx);
 bool is_msi_range(unsigned long dfn, unsigned long nr);
 
+/* nested.c */
+extern bool opt_nested;
+const struct pv_iommu_nested_format *nested_format(const struct domain *d,
+                                                   unsigned long fmt);
+int nested_write_desc(struct domain *d, uint64_t desc_gfn,
+                      uint64_t pgtable_gfn);
+void nested_add(struct pv_iommu_ctx *ctx, gfn_t desc);
+void nested_remove(struct pv_iommu_ctx *ctx);
+void nested_flush(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                  unsigned long nr, bool tables);
+
 /* device.c */
 extern struct pv_iommu_ctx *hwdom_block, *hwdom_lost;
 bool default_blocks(const struct domain *d);
@@ -233,11 +250,12 @@ struct pv_iommu_ctx *ctx_get(struct pv_iommu *pv, unsigned int no, bool dying);
 void ctx_put(struct pv_iommu_ctx *ctx);
 int reclaim(struct pv_iommu *pv);
 struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
-                                unsigned int no, unsigned int flags, int *rc);
+                                unsigned int no, unsigned int flags,
+                                const gfn_t *desc, int *rc);
 int ctx_teardown(struct pv_iommu_ctx *ctx);
 void ctx_destroy(struct pv_iommu_ctx *ctx);
 int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
-            unsigned int *no);
+            const gfn_t *desc, unsigned int *no);
 int ctx_free(struct domain *d, struct pv_iommu *pv, unsigned int no,
              bool reattach);
 
