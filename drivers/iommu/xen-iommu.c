@@ -12,6 +12,10 @@
  * once, and leaves only the flush of the IOTLB to flush_iotlb_all() when the
  * DMA API's flush queue is in use.
  *
+ * Where the hypervisor offers nested translation, none of this is needed: the page
+ * table of a domain is in our memory, generic_pt maps and unmaps in it, and the
+ * hypervisor only flushes.
+ *
  * Locking: xen_iommu.mutex guards contexts and devices, and
  * xen_iommu_domain.lock guards the tree of mappings. Neither is taken inside
  * the other. No hypercall is made under xen_iommu_domain.lock: callers of the
@@ -23,6 +27,7 @@
 
 #include <linux/atomic.h>
 #include <linux/debugfs.h>
+#include <linux/generic_pt/iommu.h>
 #include <linux/init.h>
 #include <linux/interrupt.h>
 #include <linux/interval_tree.h>
@@ -47,6 +52,8 @@
 #include <xen/xen.h>
 
 #include <asm/xen/hypercall.h>
+
+#include "iommu-pages.h"
 
 /* Base system peripheral: an IOMMU's own function. */
 #define PCI_CLASS_SYSTEM_IOMMU	0x0806
@@ -80,6 +87,7 @@
  * @pgsize_bitmap: page sizes, in bytes; 4 KiB is among them
  * @caps: IOMMUCAP_*
  * @max_ctx: highest context number
+ * @nested: format of the page tables that we build; no page sizes: none
  * @pool_order: log2 of the pages in the pool that page tables come from, 0 if
  *	somebody else has made it
  * @registered: the IOMMU core has all devices
@@ -101,6 +109,7 @@ struct xen_iommu {
 	unsigned long pgsize_bitmap;
 	u32 caps;
 	u16 max_ctx;
+	struct pv_iommu_nested_format nested;
 	unsigned int pool_order;
 	bool registered;
 
@@ -119,23 +128,31 @@ struct xen_iommu {
 /**
  * struct xen_iommu_domain - a domain; static ones have only the first two
  * @domain: handle of the IOMMU core
+ * @pt: its page table, if that is nested
  * @ctx: the context
  * @xi: the IOMMU
  * @stray: a device stays in the context that has been released; xen_iommu.mutex
+ * @desc: page by which the IOMMU finds @pt; the hypervisor writes to it
  * @lock: guards what follows
  * @mappings: tree of struct xen_iommu_mapping by iova, without overlaps
  * @enforce_cache: all mappings are to be cache coherent
  */
 struct xen_iommu_domain {
-	struct iommu_domain domain;
+	union {
+		struct iommu_domain domain;
+		struct pt_iommu_x86_64 pt;
+	};
 	u16 ctx;
 	struct xen_iommu *xi;
 	bool stray;
+	void *desc;
 
 	spinlock_t lock;	/* the record of mappings */
 	struct rb_root_cached mappings;
 	bool enforce_cache;
 };
+
+PT_IOMMU_CHECK_DOMAIN(struct xen_iommu_domain, pt.iommu, domain);
 
 /**
  * struct xen_iommu_mapping - a range that is contiguous in iova and phys
@@ -178,6 +195,10 @@ MODULE_PARM_DESC(contexts, "Number of contexts to ask for (default: from memory 
 static unsigned int xen_iommu_pool_order;
 module_param_named(pool_order, xen_iommu_pool_order, uint, 0444);
 MODULE_PARM_DESC(pool_order, "log2 of the pages for I/O page tables to ask for (default: from memory size)");
+
+static bool xen_iommu_nested = true;
+module_param_named(nested, xen_iommu_nested, bool, 0444);
+MODULE_PARM_DESC(nested, "Map without hypercalls where the hypervisor can nest page tables (default: Y)");
 
 static struct xen_iommu_domain *to_xen_domain(struct iommu_domain *domain)
 {
@@ -847,8 +868,8 @@ static int xen_iommu_get_ctx(struct xen_iommu *xi, u32 flags, u16 *ctx)
 	return ret;
 }
 
-/* @empty: there are neither mappings nor devices in it. */
-static void xen_iommu_put_ctx(struct xen_iommu *xi, u16 ctx, bool empty)
+/* @empty: there are neither mappings nor devices in it. True if it is gone. */
+static bool xen_iommu_put_ctx(struct xen_iommu *xi, u16 ctx, bool empty)
 {
 	int ret = -EBUSY;
 
@@ -858,7 +879,7 @@ static void xen_iommu_put_ctx(struct xen_iommu *xi, u16 ctx, bool empty)
 	if (empty && !(xi->caps & IOMMUCAP_runs) &&
 	    xi->nr_spare < ARRAY_SIZE(xi->spare)) {
 		xi->spare[xi->nr_spare++] = ctx;
-		return;
+		return true;
 	}
 
 	/* And crash if it is not empty. */
@@ -868,6 +889,7 @@ static void xen_iommu_put_ctx(struct xen_iommu *xi, u16 ctx, bool empty)
 		xi->nr_lost++;
 		pr_warn("context %u is lost: error %d\n", ctx, ret);
 	}
+	return !ret;
 }
 
 /*
@@ -1074,10 +1096,28 @@ static bool xen_iommu_capable(struct device *dev, enum iommu_cap cap)
 	case IOMMU_CAP_CACHE_COHERENCY:
 		return IS_ENABLED(CONFIG_X86) || (caps & IOMMUCAP_cache);
 	case IOMMU_CAP_ENFORCE_CACHE_COHERENCY:
-		return caps & IOMMUCAP_cache;
+		/* No bit of the format's says so. */
+		return (caps & IOMMUCAP_cache) && !xdev->xi->nested.pgsize_mask;
 	default:
 		return false;
 	}
+}
+
+/* Devices that the core could not move away stay in the context. */
+static bool xen_iommu_has_devices(struct xen_iommu_domain *dom)
+{
+	struct xen_iommu_dev *xdev;
+	bool found;
+
+	guard(mutex)(&dom->xi->mutex);
+	found = dom->stray;
+	list_for_each_entry(xdev, &dom->xi->devices, list) {
+		if (xdev->domain == &dom->domain) {
+			xdev->domain = NULL;
+			found = true;
+		}
+	}
+	return found;
 }
 
 /*
@@ -1184,9 +1224,11 @@ static void xen_iommu_get_resv_regions(struct device *dev,
 
 	/*
 	 * Where no context is empty, the hypervisor maps the regions of all
-	 * devices into each, and nothing else can be mapped there.
+	 * devices into each, and nothing else can be mapped there. A nested one
+	 * has only what we map.
 	 */
-	if (xdev->xi->caps & IOMMUCAP_alloc_empty)
+	if ((xdev->xi->caps & IOMMUCAP_alloc_empty) ||
+	    xdev->xi->nested.pgsize_mask)
 		ret = xen_iommu_get_rdm(pdev, type, head);
 	else
 		ret = xen_iommu_get_rdm(NULL, IOMMU_RESV_RESERVED, head);
@@ -1195,25 +1237,184 @@ static void xen_iommu_get_resv_regions(struct device *dev,
 }
 
 /*
- * Domains
+ * Nested domains
  */
 
-/* Devices that the core could not move away stay in the context. */
-static bool xen_iommu_has_devices(struct xen_iommu_domain *dom)
-{
-	struct xen_iommu_dev *xdev;
-	bool found;
+/*
+ * The page table is ours, and generic_pt writes to it. The hypervisor nests it
+ * under the table of our P2M, so the addresses in it are those that Linux takes
+ * for physical.
+ */
 
-	guard(mutex)(&dom->xi->mutex);
-	found = dom->stray;
-	list_for_each_entry(xdev, &dom->xi->devices, list) {
-		if (xdev->domain == &dom->domain) {
-			xdev->domain = NULL;
-			found = true;
-		}
-	}
-	return found;
+static void xen_iommu_get_nested_format(struct xen_iommu *xi)
+{
+	struct pv_iommu_nested_format fmt = {};
+	long ret;
+
+	if (!IS_ENABLED(CONFIG_IOMMU_PT_X86_64) || !xen_iommu_nested ||
+	    !(xi->caps & IOMMUCAP_nested) || !(xi->caps & IOMMUCAP_query))
+		return;
+
+	ret = xen_iommu_call(IOMMU_query, IOMMU_QUERY_nested,
+			     IOMMU_NESTED_FMT_x86_64_4, (unsigned long)&fmt,
+			     sizeof(fmt));
+	if (ret > 0 && (fmt.pgsize_mask & PAGE_SIZE))
+		xi->nested = fmt;
 }
+
+/**
+ * xen_iommu_flush_nested - flush what the IOMMU has cached of our page table
+ * @dom: the domain
+ * @start: first address, in bytes
+ * @last: last address, in bytes, inclusive; the IOMMU may flush more
+ * @tables: tables were taken out, too
+ *
+ * Context: any.
+ * Return: 0 or a negative error; tables that were taken out are still in use then.
+ */
+static int xen_iommu_flush_nested(struct xen_iommu_domain *dom,
+				  unsigned long start, unsigned long last,
+				  bool tables)
+{
+	unsigned long dfn = start >> XEN_PAGE_SHIFT;
+	unsigned long nr = (last >> XEN_PAGE_SHIFT) - dfn + 1;
+	u64 ctx_flags = dom->ctx;
+	long ret;
+
+	if (tables)
+		ctx_flags |= (u64)IOMMU_FLUSH_tables << 32;
+	/* No frames: all of them. */
+	if (last == ULONG_MAX)
+		nr = 0;
+
+	ret = xen_iommu_call(IOMMU_flush_nested, ctx_flags, dfn, nr, 0);
+	if (ret < 0)
+		pr_err_ratelimited("context %u: cannot be flushed: error %ld\n",
+				   dom->ctx, ret);
+	return min(ret, 0);
+}
+
+static void xen_iommu_nested_flush_iotlb_all(struct iommu_domain *domain)
+{
+	xen_iommu_flush_nested(to_xen_domain(domain), 0, ULONG_MAX, true);
+}
+
+static void xen_iommu_nested_iotlb_sync(struct iommu_domain *domain,
+					struct iommu_iotlb_gather *gather)
+{
+	bool tables = !iommu_pages_list_empty(&gather->freelist);
+
+	if (!xen_iommu_flush_nested(to_xen_domain(domain), gather->start,
+				    gather->end, tables))
+		iommu_put_pages_list(&gather->freelist);
+}
+
+static void xen_iommu_nested_free(struct iommu_domain *domain)
+{
+	struct xen_iommu_domain *dom = to_xen_domain(domain);
+	bool empty = !xen_iommu_has_devices(dom);
+
+	/* What a device may still walk is kept. */
+	if (!xen_iommu_put_ctx(dom->xi, dom->ctx, empty))
+		return;
+
+	pt_iommu_deinit(&dom->pt.iommu);
+	free_page((unsigned long)dom->desc);
+	kfree(dom);
+}
+
+static const struct iommu_domain_ops xen_iommu_nested_ops = {
+	IOMMU_PT_DOMAIN_OPS(x86_64),
+	.attach_dev		= xen_iommu_attach_dev,
+	.flush_iotlb_all	= xen_iommu_nested_flush_iotlb_all,
+	.iotlb_sync		= xen_iommu_nested_iotlb_sync,
+	.free			= xen_iommu_nested_free,
+};
+
+/* The format's own part: make an empty table; *root is where it starts. */
+static int xen_iommu_init_table(struct xen_iommu_domain *dom, phys_addr_t *root)
+{
+	const struct pv_iommu_nested_format *fmt = &dom->xi->nested;
+	const struct pt_iommu_x86_64_cfg cfg = {
+		.common.features = BIT(PT_FEAT_FLUSH_RANGE),
+		.common.hw_max_vasz_lg2 = fmt->input_bits,
+		.common.hw_max_oasz_lg2 = fmt->output_bits,
+		.top_level = 3,
+	};
+	struct pt_iommu_x86_64_hw_info info;
+	int ret;
+
+	ret = pt_iommu_x86_64_init(&dom->pt, &cfg, GFP_KERNEL);
+	if (ret)
+		return ret;
+
+	pt_iommu_x86_64_hw_info(&dom->pt, &info);
+	*root = info.gcr3_pt;
+	return 0;
+}
+
+static int xen_iommu_alloc_nested_ctx(struct xen_iommu_domain *dom,
+				      phys_addr_t root)
+{
+	struct pv_iommu_alloc_nested op = {
+		.nested_flags = IOMMU_NESTED_FMT_x86_64_4,
+		.pgtable_gfn = xen_iommu_pfn_to_gfn(PHYS_PFN(root)),
+		.desc_gfn = xen_iommu_pfn_to_gfn(PHYS_PFN(virt_to_phys(dom->desc))),
+	};
+	struct xen_iommu *xi = dom->xi;
+	int ret;
+
+	guard(mutex)(&xi->mutex);
+	ret = xen_iommu_op(IOMMU_alloc_nested, &op);
+	if (ret)
+		return ret;
+	if (!op.ctx_no || op.ctx_no > xi->max_ctx)
+		return -EIO;
+	dom->ctx = op.ctx_no;
+	xi->nr_used++;
+	return 0;
+}
+
+static struct iommu_domain *xen_iommu_alloc_nested(struct xen_iommu *xi,
+						   struct device *dev)
+{
+	struct xen_iommu_domain *dom;
+	phys_addr_t root;
+	int ret;
+
+	dom = kzalloc_obj(*dom);
+	if (!dom)
+		return ERR_PTR(-ENOMEM);
+
+	dom->xi = xi;
+	dom->pt.iommu.nid = dev_to_node(dev);
+	ret = xen_iommu_init_table(dom, &root);
+	if (ret)
+		goto err;
+
+	dom->domain.type = IOMMU_DOMAIN_UNMANAGED;
+	dom->domain.ops = &xen_iommu_nested_ops;
+	dom->domain.pgsize_bitmap &= xi->nested.pgsize_mask;
+
+	ret = -ENOMEM;
+	dom->desc = (void *)get_zeroed_page(GFP_KERNEL);
+	if (!dom->desc)
+		goto err;
+	ret = xen_iommu_alloc_nested_ctx(dom, root);
+	if (ret)
+		goto err;
+	return &dom->domain;
+
+err:
+	free_page((unsigned long)dom->desc);
+	pt_iommu_deinit(&dom->pt.iommu);
+	kfree(dom);
+	return ERR_PTR(ret);
+}
+
+/*
+ * Domains
+ */
 
 static void xen_iommu_domain_free(struct iommu_domain *domain)
 {
@@ -1269,6 +1470,9 @@ xen_iommu_domain_alloc_paging_flags(struct device *dev, u32 flags,
 
 	if (flags || user_data)
 		return ERR_PTR(-EOPNOTSUPP);
+
+	if (xi->nested.pgsize_mask)
+		return xen_iommu_alloc_nested(xi, dev);
 
 	dom = kzalloc_obj(*dom);
 	if (!dom)
@@ -1384,6 +1588,7 @@ static int xen_iommu_show(struct seq_file *s, void *unused)
 	seq_printf(s, "tables %ld\n", atomic_long_read(&xi->tables));
 	seq_printf(s, "max_tables %ld\n", xi->max_tables);
 	seq_printf(s, "capabilities %#x\n", xi->caps);
+	seq_printf(s, "nested %u\n", !!xi->nested.pgsize_mask);
 	return 0;
 }
 DEFINE_SHOW_ATTRIBUTE(xen_iommu);
@@ -1512,6 +1717,7 @@ static int xen_iommu_setup(struct xen_iommu *xi)
 		ret = -ENODEV;
 		goto err;
 	}
+	xen_iommu_get_nested_format(xi);
 
 	/* Context 0 is one of the two. */
 	identity = xi->caps & IOMMUCAP_default_identity;
@@ -1602,9 +1808,9 @@ static int __init xen_iommu_init(void)
 #ifdef CONFIG_IOMMU_DEBUGFS
 	debugfs_create_file("xen", 0444, iommu_debugfs_dir, xi, &xen_iommu_fops);
 #endif
-	pr_info("%u contexts, 2^%u pages for tables, page sizes %#lx, capabilities %#x, %d-bit addresses\n",
+	pr_info("%u contexts, 2^%u pages for tables, page sizes %#lx, capabilities %#x, %d-bit addresses%s\n",
 		xi->max_ctx, xi->pool_order, xi->pgsize_bitmap, xi->caps,
-		fls64(xi->max_iova));
+		fls64(xi->max_iova), xi->nested.pgsize_mask ? ", nested" : "");
 	return 0;
 
 err_sysfs:

@@ -54,6 +54,7 @@ struct privcmd_mmap_resource {
 /* The ABI, written down a second time on purpose. */
 enum {
 	NOOP, QUERY, INIT, ALLOC, FREE, REATTACH, MAP, UNMAP, REMOTE,
+	ALLOC_NESTED = 9, FLUSH_NESTED = 10, QUERY_MORE = 36,
 	FLUSH = 13, MAP_RANGE = 32, UNMAP_RANGE = 33, MAP_RUNS = 34, UNMAP_RUNS = 35,
 };
 
@@ -66,6 +67,8 @@ struct unmap { uint16_t ctx; uint64_t dfn; uint32_t pgsize, nr, unmapped, flags;
 struct flush { uint16_t ctx; uint64_t dfn; uint32_t pgsize, nr; };
 struct reattach { uint16_t ctx, seg; uint8_t bus, devfn; uint32_t pasid; };
 struct run { uint64_t gfn, dfn, nr; };
+struct nested { uint16_t ctx; uint64_t root, flags, desc; };
+struct format { uint64_t pgsizes; uint32_t flags; uint8_t in, out; uint16_t pad; };
 
 _Static_assert(sizeof(struct caps) == 24 && sizeof(struct map) == 40, "layout");
 _Static_assert(sizeof(struct unmap) == 32 && sizeof(struct flush) == 24, "layout");
@@ -78,6 +81,7 @@ _Static_assert(sizeof(struct reattach) == 12 && sizeof(struct run) == 24, "layou
 #define REATTACH_DEFAULT 1
 #define ALLOC_IDENTITY	1
 
+#define CAP_NESTED		(1 << 2)
 #define CAP_IDENTITY		(1 << 4)
 #define CAP_DEFERRED_UNMAP	(1 << 17)
 #define CAP_RUNS		(1 << 18)
@@ -345,7 +349,7 @@ static void test_basics(void)
 
 	want_eq(iommu(NOOP, NULL), 0);
 	want_eq(iommu(8, NULL), -EOPNOTSUPP);
-	want_eq(iommu(9, NULL), -EOPNOTSUPP);
+	want_eq(iommu(11, NULL), -EOPNOTSUPP);
 	want_eq(iommu(12, NULL), -EOPNOTSUPP);
 	want_eq(iommu(31, NULL), -EOPNOTSUPP);
 	want_eq(iommu(~0u, NULL), -EOPNOTSUPP);
@@ -697,6 +701,111 @@ static void test_devices(void)
 		want_eq(free_ctx(ctx, REATTACH_DEFAULT), 0);
 	}
 	report("devices");
+}
+
+#define FMT_X86_64_4	1
+#define FLUSH_TABLES	1
+
+static long new_nested(uint64_t root, uint64_t flags, uint64_t desc)
+{
+	struct nested op = { .ctx = 0xdead, .root = root, .flags = flags, .desc = desc };
+	long ret = iommu(ALLOC_NESTED, &op);
+
+	return ret < 0 ? ret : op.ctx;
+}
+
+/* Contexts whose page table is ours: here an empty one, in a page that is ours and zero. */
+static void test_nested(void)
+{
+	struct format fmt = {};
+	struct flush flush = { .pgsize = SZ_4K, .nr = 1 };
+	struct run *run = lists;
+	unsigned long frames;
+	unsigned int done;
+	int ctx, other;
+
+	if (!(caps.flags & CAP_NESTED)) {
+		want_eq(new_nested(frame[0], FMT_X86_64_4, frame[1]), -EOPNOTSUPP);
+		want_eq(hypercall5(IOMMU_OP, QUERY_MORE, 1, FMT_X86_64_4, (unsigned long)&fmt, sizeof(fmt)),
+			-EOPNOTSUPP);
+		report("nested");
+		return;
+	}
+
+	want_eq(hypercall5(IOMMU_OP, QUERY_MORE, 1, FMT_X86_64_4, (unsigned long)&fmt, sizeof(fmt)), sizeof(fmt));
+	want(fmt.pgsizes & SZ_4K && fmt.in >= 39 && fmt.out >= 36, "%#lx %u %u", (long)fmt.pgsizes, fmt.in, fmt.out);
+	/* No more than is asked for is written. */
+	memset(&fmt, 0x5a, sizeof(fmt));
+	want_eq(hypercall5(IOMMU_OP, QUERY_MORE, 1, FMT_X86_64_4, (unsigned long)&fmt, 8), sizeof(fmt));
+	want(fmt.flags == 0x5a5a5a5a, "%#x", fmt.flags);
+	want_eq(hypercall5(IOMMU_OP, QUERY_MORE, 1, FMT_X86_64_4, 0, 0), sizeof(fmt));
+	want_eq(hypercall5(IOMMU_OP, QUERY_MORE, 1, 0, (unsigned long)&fmt, sizeof(fmt)), -EOPNOTSUPP);
+	want_eq(hypercall5(IOMMU_OP, QUERY_MORE, 1, 2, (unsigned long)&fmt, sizeof(fmt)), -EOPNOTSUPP);
+	want_eq(hypercall5(IOMMU_OP, QUERY_MORE, 1, -1ul, (unsigned long)&fmt, sizeof(fmt)), -EOPNOTSUPP);
+	want_eq(hypercall5(IOMMU_OP, QUERY_MORE, 77, 0, (unsigned long)&fmt, sizeof(fmt)), -EINVAL);
+
+	want_eq(new_nested(frame[0], 0, frame[1]), -EOPNOTSUPP);
+	want_eq(new_nested(frame[0], 2, frame[1]), -EOPNOTSUPP);
+	want_eq(new_nested(frame[0], 0xff, frame[1]), -EOPNOTSUPP);
+	want_eq(new_nested(frame[0], FMT_X86_64_4 | 1u << 8, frame[1]), -EINVAL);
+	want_eq(new_nested(frame[0], FMT_X86_64_4 | 1ul << 63, frame[1]), -EINVAL);
+	/* Not there; not memory; not to be written by us. */
+	want_eq(new_nested(frame[0], FMT_X86_64_4, 1ul << 30), -EINVAL);
+	want_eq(new_nested(1ul << 30, FMT_X86_64_4, frame[1]), -EINVAL);
+	want_eq(new_nested(-1ul, FMT_X86_64_4, -1ul), -EINVAL);
+	want_eq(new_nested(frame[0], FMT_X86_64_4, 0xfed80), -EINVAL);
+	if (edu_bar)
+		want_eq(new_nested(frame[0], FMT_X86_64_4, edu_bar >> 12), -EINVAL);
+	want_eq(iommu(ALLOC_NESTED, NULL), -EFAULT);
+
+	want((ctx = new_nested(frame[0], FMT_X86_64_4, frame[1])) > 0, "%d", ctx);
+	want((other = new_ctx(0)) > 0, "%d", other);
+
+	/* All that needs tables of Xen's. */
+	want_eq(map(ctx, 0, frame[2], 1, RD | WR, SZ_4K, &done), -EOPNOTSUPP);
+	want_eq(unmap(ctx, 0, 1, 0, SZ_4K, &done), -EOPNOTSUPP);
+	flush.ctx = ctx;
+	want_eq(iommu(FLUSH, &flush), -EOPNOTSUPP);
+	flush.nr = 0;
+	want_eq(iommu(FLUSH, &flush), -EOPNOTSUPP);
+	want_eq(iommu_regs(MAP_RANGE, ctx, RD, 0, 1, frame[2]), -EOPNOTSUPP);
+	want_eq(iommu_regs(UNMAP_RANGE, ctx, 0, 0, 1, 0), -EOPNOTSUPP);
+	*run = (struct run){ frame[2], 0, 1 };
+	want_eq(iommu_runs(MAP_RUNS, ctx, RD, run, 1, &frames), -EOPNOTSUPP);
+	want_eq(iommu_runs(UNMAP_RUNS, ctx, 0, run, 1, &frames), -EOPNOTSUPP);
+
+	want_eq(iommu_regs(FLUSH_NESTED, ctx, 0, 0, 0, 0), 0);
+	want_eq(iommu_regs(FLUSH_NESTED, ctx, FLUSH_TABLES, 0x12345, 1, 0), 0);
+	want_eq(iommu_regs(FLUSH_NESTED, ctx, FLUSH_TABLES, 0x12345, 0x54321, 0), 0);
+	want_eq(iommu_regs(FLUSH_NESTED, ctx, 0, -1ul, -1ul, 0), 0);
+	want_eq(iommu_regs(FLUSH_NESTED, ctx, 0, -1ul, 1, 0), 0);
+	want_eq(iommu_regs(FLUSH_NESTED, ctx, 2, 0, 0, 0), -EINVAL);
+	want_eq(iommu_regs(FLUSH_NESTED, ctx | 1u << 16, 0, 0, 0, 0), -EINVAL);
+	want_eq(iommu_regs(FLUSH_NESTED, other, 0, 0, 0, 0), -EINVAL);
+	want_eq(iommu_regs(FLUSH_NESTED, 0, 0, 0, 0, 0), -EINVAL);
+	want_eq(iommu_regs(FLUSH_NESTED, 0xffff, 0, 0, 0, 0), -EINVAL);
+
+	if (have_edu) {
+		/* Between all kinds of contexts. */
+		want_eq(move_edu(ctx), 0);
+		want_eq(free_ctx(ctx, 0), -EBUSY);
+		want_eq(move_edu(other), 0);
+		want_eq(move_edu(ctx), 0);
+		want_eq(move_edu(0), 0);
+		want_eq(move_edu(ctx), 0);
+		want_eq(iommu_regs(FLUSH_NESTED, ctx, FLUSH_TABLES, 0, 0, 0), 0);
+		want_eq(free_ctx(ctx, REATTACH_DEFAULT), 0);
+	} else {
+		want_eq(free_ctx(ctx, 0), 0);
+	}
+	want_eq(iommu_regs(FLUSH_NESTED, ctx, 0, 0, 0, 0), -EINVAL);
+	want_eq(free_ctx(other, 0), 0);
+
+	for (int i = 0; i < 1000 && !case_failed; i++) {
+		want((ctx = new_nested(frame[0], FMT_X86_64_4, frame[1])) > 0, "%d at %d", ctx, i);
+		want_eq(free_ctx(ctx, 0), 0);
+	}
+	report("nested");
 }
 
 static void test_cycles(unsigned int cycles)
@@ -1161,13 +1270,13 @@ static void *fuzz(void *arg)
 		union {
 			struct alloc alloc; struct freectx free; struct map map; struct unmap unmap;
 			struct flush flush; struct reattach re; struct init init;
-			struct caps caps; uint64_t raw[16];
+			struct nested nested; struct caps caps; uint64_t raw[16];
 		} op;
 		unsigned int sub;
 		unsigned long regs[4] = { (unsigned long)&op, wild(f), wild(f), wild(f) };
 
 		memset(&op, 0, sizeof(op));
-		switch (pick(f, 27)) {
+		switch (pick(f, 29)) {
 		case 0: case 1:
 			sub = ALLOC;
 			op.alloc.flags = !pick(f, 8) ? pick(f, 3) : 0;
@@ -1216,6 +1325,18 @@ static void *fuzz(void *arg)
 			regs[2] = pick(f, 50) ? a_count(f) : wild(f);
 			regs[3] = a_gfn(f);
 			break;
+		case 27:
+			/* Xen writes to the last one: never a page of the kernel's. */
+			sub = ALLOC_NESTED;
+			op.nested = (struct nested){ 0, a_gfn(f), pick(f, 20) ? FMT_X86_64_4 : wild(f),
+						     frame[pick(f, NR_FRAMES)] };
+			break;
+		case 28:
+			sub = FLUSH_NESTED;
+			regs[0] = a_ctx(f) | pick(f, 2) << 32 | (!pick(f, 50) ? wild(f) : 0);
+			regs[1] = a_dfn(f);
+			regs[2] = pick(f, 4) ? a_count(f) : wild(f);
+			break;
 		case 25:
 			sub = pick(f, 2) ? QUERY : INIT;
 			op.init = (struct init){ wild(f), wild(f) };
@@ -1227,6 +1348,7 @@ static void *fuzz(void *arg)
 			/* Whose device it is must not be left to chance. */
 			if ((sub & 0x7fffffff) == REATTACH)
 				sub = NOOP;
+			op.nested.desc = frame[pick(f, NR_FRAMES)];
 			break;
 		}
 		if (bad)
@@ -1352,7 +1474,7 @@ int main(int argc, char **argv)
 		return 1;
 	pv = !strncmp(type, "PV\n", 3);
 
-	printf("1..%d\n", only_flush ? 1 : 18);
+	printf("1..%d\n", only_flush ? 1 : 19);
 	find_edu();
 	pages = current_pages();
 	if (get_frames() || get_lists()) {
@@ -1376,6 +1498,7 @@ int main(int argc, char **argv)
 	test_deferred();
 	test_runs();
 	test_devices();
+	test_nested();
 	test_page_leaves();
 	test_page_exchanged();
 	test_page_table();

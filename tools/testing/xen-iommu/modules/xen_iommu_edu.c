@@ -12,6 +12,8 @@
  *   dma           DMA API, in the device's default domain
  *   large         DMA API, much at once
  *   iommu         IOMMU API, in paging domains of our own
+ *   nested [n]    IOMMU API, with page tables in our memory: what Xen must stop, and n
+ *                 rounds of nonsense in them
  *   hammer [n]    DMA at full speed against n rounds of map, unmap, reuse
  *   cycles [n]    n times allocate, map, attach, detach, unmap, free
  *
@@ -46,7 +48,12 @@
 #include <linux/vmalloc.h>
 #include <xen/xen.h>
 #ifdef CONFIG_XEN
+#include <xen/mem-reservation.h>
 #include <xen/page.h>
+#endif
+#if IS_ENABLED(CONFIG_XEN) && IS_ENABLED(CONFIG_IOMMU_PT_X86_64)
+#include <linux/generic_pt/iommu.h>
+#define HAVE_PT
 #endif
 
 static unsigned int dma_bits = 28;
@@ -890,11 +897,28 @@ static int iommu_read_only(struct edu_test *t)
 	return write_blocked_quietly(t, t->iova, page);
 }
 
+/* The page table of a domain, if that is in our memory; NULL otherwise. */
+static u64 *nested_root(struct iommu_domain *domain)
+{
+#ifdef HAVE_PT
+	struct pt_iommu *pt = iommupt_from_domain(domain);
+	struct pt_iommu_x86_64_hw_info info;
+
+	if (pt) {
+		pt_iommu_x86_64_hw_info(container_of(pt, struct pt_iommu_x86_64, iommu), &info);
+		return phys_to_virt(info.gcr3_pt);
+	}
+#endif
+	return NULL;
+}
+
 static int iommu_write_only(struct edu_test *t)
 {
 	struct page *page = test_page(t), *out = test_page(t);
 
 	expect(t, page && out, "no memory");
+	if (nested_root(t->domain))
+		skip(t, "in this format what can be written can be read");
 	must(t, test_map(t, t->iova, page, PAGE_SIZE, IOMMU_WRITE));
 	must(t, test_map(t, t->iova + PAGE_SIZE, out, PAGE_SIZE, RW));
 	must(t, read_blocked(t, t->iova, page, t->iova + PAGE_SIZE, out));
@@ -1514,6 +1538,175 @@ static const struct edu_case cycle_cases[] = {
 };
 
 /*
+ * Nested translation: the page table is ours, and may say anything
+ */
+
+#define NESTED_LEVELS	4
+#define NESTED_ADDR	GENMASK_ULL(51, 12)
+#define NESTED_PRESENT	(BIT(0) | BIT(1) | BIT(2))	/* for writes, by a device, too */
+
+/* The entry for an address, of a table of this level. */
+static u64 *nested_entry(struct edu_test *t, unsigned long iova, unsigned int level)
+{
+	u64 *table = nested_root(t->domain);
+
+	for (unsigned int at = NESTED_LEVELS; ; at--) {
+		u64 *entry = &table[(iova >> (3 + 9 * at)) & 511];
+
+		if (at == level)
+			return entry;
+		table = phys_to_virt(*entry & NESTED_ADDR);
+	}
+}
+
+/* Make an entry say something else, flushed; returns what it said. */
+static u64 nested_write(struct edu_test *t, unsigned long iova, unsigned int level, u64 value)
+{
+	u64 old = xchg(nested_entry(t, iova, level), value);
+
+	iommu_flush_iotlb_all(t->domain);
+	return old;
+}
+
+/* Frames that exist in the machine, but not in our P2M: Xen's, and an IOMMU's. */
+static const u64 nested_foreign[] = { 0x7000000, 0x60000000, 0x7f000000, 0xfed80000, 0x800000000, 0x100000000000 };
+
+static bool in_p2m(u64 addr)
+{
+	return page_is_ram(PHYS_PFN(addr));
+}
+
+/* DMA to an address whose translation leads to gpa, which Xen has to stop. */
+static int nested_blocked(struct edu_test *t, u64 gpa)
+{
+	note(t, "blocked write %#llx", gpa);
+	must(t, edu_store(t->edu, t->iova, XFER_BLOCKED));
+	edu_after_fault(t);
+	note(t, "blocked read %#llx", gpa);
+	must(t, edu_fetch(t->edu, t->iova, XFER_BLOCKED));
+	edu_after_fault(t);
+	return 0;
+}
+
+static int nested_leaf_outside(struct edu_test *t)
+{
+	struct page *page = test_page(t);
+	unsigned int nr = 0;
+
+	expect(t, page, "no memory");
+	must(t, test_map(t, t->iova, page, PAGE_SIZE, RW));
+	must(t, arrives(t, t->iova, page, 0));
+	for (unsigned int i = 0; i < ARRAY_SIZE(nested_foreign); i++) {
+		u64 gpa = nested_foreign[i], old;
+		int ret;
+
+		if (in_p2m(gpa))
+			continue;
+		old = nested_write(t, t->iova, 1, gpa | NESTED_PRESENT);
+		ret = nested_blocked(t, gpa);
+		nested_write(t, t->iova, 1, old);
+		must(t, ret);
+		nr++;
+	}
+	expect(t, nr > 2, "all addresses are memory of ours");
+	return arrives(t, t->iova, page, 0);
+}
+
+static int nested_table_outside(struct edu_test *t)
+{
+	struct page *page = test_page(t);
+
+	expect(t, page, "no memory");
+	must(t, test_map(t, t->iova, page, PAGE_SIZE, RW));
+	for (unsigned int level = 2; level <= NESTED_LEVELS; level++) {
+		u64 gpa = 0x100000000000, old;
+		int ret;
+
+		must(t, arrives(t, t->iova, page, 0));
+		old = nested_write(t, t->iova, level, gpa | NESTED_PRESENT);
+		/* The fault is that of the entry, which cannot be read. */
+		gpa += ((t->iova >> (3 + 9 * (level - 1))) & 511) << 3;
+		ret = nested_blocked(t, gpa);
+		nested_write(t, t->iova, level, old);
+		must(t, ret);
+	}
+	return arrives(t, t->iova, page, 0);
+}
+
+/* What has left our P2M is out of the device's reach although the table has it. */
+static int nested_ballooned(struct edu_test *t)
+{
+#ifdef CONFIG_XEN
+	struct page *page = test_page(t);
+	xen_pfn_t gfn;
+	int nr, ret;
+
+	expect(t, page, "no memory");
+	gfn = page_to_pfn(page);
+	must(t, test_map(t, t->iova, page, PAGE_SIZE, RW));
+	/* The IOMMU has both translations in its cache now. */
+	must(t, arrives(t, t->iova, page, 0));
+	nr = xenmem_reservation_decrease(1, &gfn);
+	expect(t, nr == 1, "Xen takes %d pages", nr);
+	ret = nested_blocked(t, page_to_phys(page));
+	gfn = page_to_pfn(page);
+	nr = xenmem_reservation_increase(1, &gfn);
+	/* Without a frame the page is lost. */
+	if (nr != 1)
+		t->nr_pages--;
+	expect(t, nr == 1, "Xen gives %d pages", nr);
+	must(t, ret);
+	return arrives(t, t->iova, page, 0);
+#else
+	skip(t, "not on Xen");
+#endif
+}
+
+/* Nonsense in live tables: entries of all kinds, but none that leads to memory of ours. */
+static int nested_scribble(struct edu_test *t)
+{
+	struct page *page = test_page(t), *other = test_page(t);
+	unsigned long hits = 0;
+
+	expect(t, page && other, "no memory");
+	must(t, test_map(t, t->iova, page, PAGE_SIZE, RW));
+	must(t, arrives(t, t->iova, page, 0));
+	for (unsigned long i = 0; i < t->count; i++) {
+		unsigned int level = 1 + get_random_u32_below(NESTED_LEVELS), kind = get_random_u32_below(4);
+		u64 value = get_random_u64(), old;
+
+		if (kind == 0)
+			value = nested_foreign[get_random_u32_below(ARRAY_SIZE(nested_foreign))] |
+				(value & 0xfff);
+		else if (kind == 1)
+			value = page_to_phys(other) | (value & 0xfff);
+		else
+			value |= BIT_ULL(45);	/* above all memory */
+		if (kind != 1 && in_p2m(value & NESTED_ADDR))
+			continue;
+		fill(page, CANARY);
+		fill(other, 0);
+		/* Half of them without a flush, with the old translation cached or not. */
+		old = i & 1 ? nested_write(t, t->iova, level, value) :
+			      xchg(nested_entry(t, t->iova, level), value);
+		must(t, edu_store(t->edu, t->iova, XFER_BLOCKED));
+		hits += !filled(page, CANARY) || !filled(other, 0);
+		nested_write(t, t->iova, level, old);
+		edu_after_fault(t);
+	}
+	note(t, "%lu rounds, %lu in which the device reached a page of ours", t->count, hits);
+	return arrives(t, t->iova, page, 0);
+}
+
+static const struct edu_case nested_cases[] = {
+	{ "leaf_outside_is_blocked", nested_leaf_outside },
+	{ "table_outside_is_blocked", nested_table_outside },
+	{ "ballooned_page_is_blocked", nested_ballooned },
+	{ "nonsense_reaches_nothing", nested_scribble },
+	{ }
+};
+
+/*
  * The runner
  */
 
@@ -1642,6 +1835,11 @@ static int run_iommu(struct edu_test *t, const struct edu_case *cases)
 		note(t, "domain: %d", ret);
 		goto out_release;
 	}
+	if (cases == nested_cases && !nested_root(t->domain)) {
+		note(t, "the domain's page table is not in our memory");
+		ret = -EOPNOTSUPP;
+		goto out_free;
+	}
 	choose_iova(t);
 	ret = attach(t, t->domain);
 	if (ret) {
@@ -1675,6 +1873,7 @@ static const struct edu_suite {
 	{ "large", run_dma, large_cases },
 	{ "blocked", run_dma, blocked_cases },
 	{ "iommu", run_iommu, iommu_cases },
+	{ "nested", run_iommu, nested_cases, 100 },
 	{ "hammer", run_iommu, hammer_cases, 50 },
 	{ "cycles", run_iommu, cycle_cases, 10000 },
 };
@@ -1829,3 +2028,6 @@ module_exit(edu_exit);
 
 MODULE_DESCRIPTION("Test of DMA translation with QEMU's edu device");
 MODULE_LICENSE("GPL");
+#ifdef HAVE_PT
+MODULE_IMPORT_NS("GENERIC_PT_IOMMU");
+#endif
