@@ -106,7 +106,7 @@ def plan(kind, parts):
                 if found and not patch.subject:
                     patch.adopt(ours[min(found)])
             if taken - before or brought:
-                kept_back += patch.without
+                kept_back = kept_back + patch.without
                 patch.without = kept_back = [entry for entry in kept_back if entry not in brought]
                 steps.append((series, patch, {rel: whole[rel] for rel in taken & set(whole)},
                               [path for path in patches if name(path) in taken]))
