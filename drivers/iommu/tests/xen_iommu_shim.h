@@ -206,7 +206,7 @@ static struct pci_dev *xt_real_dma_dev(struct pci_dev *pdev)
 
 typedef int (*xt_alias_fn)(struct pci_dev *pdev, u16 alias, void *data);
 
-static int xt_for_each_dma_alias(struct pci_dev *pdev, xt_alias_fn fn, void *data)
+static int xt_dma_aliases(struct pci_dev *pdev, xt_alias_fn fn, void *data)
 {
 	return pci_for_each_dma_alias(xt_real_dma_dev(pdev), fn, data);
 }
@@ -262,7 +262,7 @@ do {									\
 #define bind_virq_to_irqhandler	xt_bind_virq
 #define pci_request_acs()	((void)(xt_env.acs = true))
 #define dev_iommu_priv_set(dev, p)	((void)((dev)->iommu->priv = (p)))
-#define pci_for_each_dma_alias	xt_for_each_dma_alias
+#define pci_for_each_dma_alias	xt_dma_aliases
 #define pci_real_dma_dev	xt_real_dma_dev
 #define pci_domain_nr		xt_domain_nr
 #define totalram_pages()	(xt_env.ram_pages)
