@@ -14,6 +14,7 @@
 #include <linux/atomic.h>
 #include <linux/bitmap.h>
 #include <linux/debugfs.h>
+#include <linux/generic_pt/iommu.h>
 #include <linux/init.h>
 #include <linux/interrupt.h>
 #include <linux/interval_tree.h>
@@ -147,6 +148,11 @@ static void xt_kfree(const void *p)
 	kfree(p);
 }
 
+static unsigned long xt_get_page(gfp_t gfp)
+{
+	return xt_alloc_fails() ? 0 : get_zeroed_page(gfp);
+}
+
 static struct iommu_resv_region *
 xt_alloc_resv_region(phys_addr_t start, size_t length, int prot,
 		     enum iommu_resv_type type, gfp_t gfp)
@@ -227,6 +233,7 @@ do {									\
 #undef kmalloc_array
 #undef kzalloc_obj
 #undef kcalloc
+#undef get_zeroed_page
 #undef xen_domain
 #undef xen_pv_domain
 #undef xen_initial_domain
@@ -254,6 +261,7 @@ do {									\
 #define kmalloc_array(n, size, gfp)	xt_kmalloc(array_size(n, size), gfp)
 #define kcalloc(n, size, gfp)	xt_kmalloc(array_size(n, size), (gfp) | __GFP_ZERO)
 #define kfree(p)		xt_kfree(p)
+#define get_zeroed_page(gfp)	xt_get_page(gfp)
 #define iommu_alloc_resv_region	xt_alloc_resv_region
 
 #define iommu_device_register	xt_device_register
@@ -323,6 +331,7 @@ static unsigned int xt_shut_down(void)
 
 /* The tests allocate for themselves. */
 #undef kfree
+#undef get_zeroed_page
 #undef pci_domain_nr
 
 #endif /* _XEN_IOMMU_SHIM_H */

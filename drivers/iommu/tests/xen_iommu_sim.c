@@ -14,6 +14,7 @@
  *   mapped;
  * - extensions only where their capability is reported;
  * - IOMMU_init only with values that no known hypervisor chokes on, once;
+ * - nested tables have valid pointers, and are not used once they are taken out;
  * - contexts are freed only without devices and mappings, never by force;
  * - references to frames and frames in contexts add up.
  */
@@ -157,6 +158,8 @@ static struct sim_ctx *sim_new_ctx(struct xen_iommu_sim *sim, u16 nr)
 	xa_init(&ctx->frames);
 	xa_init(&ctx->stale);
 	xa_init(&ctx->tables);
+	xa_init(&ctx->tlb);
+	xa_init(&ctx->leaves);
 	return ctx;
 }
 
@@ -171,6 +174,8 @@ static void sim_destroy_ctx(struct xen_iommu_sim *sim, struct sim_ctx *ctx)
 	xa_destroy(&ctx->frames);
 	xa_destroy(&ctx->stale);
 	xa_destroy(&ctx->tables);
+	xa_destroy(&ctx->tlb);
+	xa_destroy(&ctx->leaves);
 	kfree(ctx);
 }
 
@@ -179,24 +184,47 @@ static struct sim_ctx *sim_get_ctx(struct xen_iommu_sim *sim, u16 nr)
 {
 	struct sim_ctx *ctx = nr ? xa_load(&sim->contexts, nr) : NULL;
 
-	if (!ctx || ctx->dying || ctx->identity) {
+	if (!ctx || ctx->dying || ctx->identity || ctx->root) {
 		sim_violation(sim, "context %u cannot be used", nr);
 		return NULL;
 	}
 	return ctx;
 }
 
-static int sim_alloc(struct xen_iommu_sim *sim, struct pv_iommu_alloc *op)
+static int sim_get_number(struct xen_iommu_sim *sim, unsigned int subop, u16 *nr,
+			  struct sim_ctx **ctx)
 {
-	u32 flags = op->alloc_flags, known = 0;
-	struct sim_ctx *ctx;
 	int ret = 0;
-	u16 nr;
 
+	*ctx = NULL;
 	if (!sim->initialised) {
 		sim_violation(sim, "alloc before init");
 		return -EACCES;
 	}
+	if (sim_limit(sim, subop, &ret) != SIM_ALL)
+		return ret;
+	if (sim->forge_ctx >= 0) {
+		*nr = sim->forge_ctx;
+		return 0;
+	}
+
+	for (*nr = 1; *nr <= sim->max_ctx; ++*nr)
+		if (!xa_load(&sim->contexts, *nr))
+			break;
+	if (*nr > sim->max_ctx)
+		return -ENOSPC;
+	if (!sim_pool_take(sim))
+		return -ENOMEM;
+	*ctx = sim_new_ctx(sim, *nr);
+	return *ctx ? 0 : -ENOMEM;
+}
+
+static int sim_alloc(struct xen_iommu_sim *sim, struct pv_iommu_alloc *op)
+{
+	u32 flags = op->alloc_flags, known = 0;
+	struct sim_ctx *ctx;
+	int ret;
+
 	if (sim->conf.caps & IOMMUCAP_identity)
 		known |= IOMMU_ALLOC_identity;
 	if (sim->conf.caps & IOMMUCAP_alloc_empty)
@@ -205,27 +233,30 @@ static int sim_alloc(struct xen_iommu_sim *sim, struct pv_iommu_alloc *op)
 		sim_violation(sim, "alloc flags %#x", flags);
 		return -EINVAL;
 	}
-	if (sim_limit(sim, IOMMU_alloc_context, &ret) != SIM_ALL)
-		return ret;
-	if (sim->forge_ctx >= 0) {
-		op->ctx_no = sim->forge_ctx;
-		return 0;
+	ret = sim_get_number(sim, IOMMU_alloc_context, &op->ctx_no, &ctx);
+	if (!ret && ctx) {
+		ctx->identity = flags & IOMMU_ALLOC_identity;
+		ctx->empty = flags & IOMMU_ALLOC_empty;
 	}
+	return ret;
+}
 
-	for (nr = 1; nr <= sim->max_ctx; nr++)
-		if (!xa_load(&sim->contexts, nr))
-			break;
-	if (nr > sim->max_ctx)
-		return -ENOSPC;
-	if (!sim_pool_take(sim))
-		return -ENOMEM;
-	ctx = sim_new_ctx(sim, nr);
-	if (!ctx)
-		return -ENOMEM;
-	ctx->identity = flags & IOMMU_ALLOC_identity;
-	ctx->empty = flags & IOMMU_ALLOC_empty;
-	op->ctx_no = nr;
-	return 0;
+static int sim_alloc_nested(struct xen_iommu_sim *sim,
+			    struct pv_iommu_alloc_nested *op)
+{
+	struct sim_ctx *ctx;
+	int ret;
+
+	if (!(sim->conf.caps & IOMMUCAP_nested) || sim->conf.pv ||
+	    op->nested_flags != IOMMU_NESTED_FMT_x86_64_4 || !op->pgtable_gfn ||
+	    !op->desc_gfn || op->desc_gfn == op->pgtable_gfn) {
+		sim_violation(sim, "nested context with flags %#llx", op->nested_flags);
+		return -EINVAL;
+	}
+	ret = sim_get_number(sim, IOMMU_alloc_nested, &op->ctx_no, &ctx);
+	if (!ret && ctx)
+		ctx->root = op->pgtable_gfn;
+	return ret;
 }
 
 static int sim_free(struct xen_iommu_sim *sim, struct pv_iommu_free *op)
@@ -641,6 +672,90 @@ static int sim_flush_pages(struct xen_iommu_sim *sim,
 }
 
 /*
+ * Nested contexts: x86-64 tables in the caller's memory
+ */
+
+#define SIM_PTE_PRESENT	BIT(0)
+#define SIM_PTE_WRITE	BIT(1)
+#define SIM_PTE_USER	BIT(2)
+#define SIM_PTE_LARGE	BIT(7)
+
+static u64 sim_pte_frame(u64 pte)
+{
+	return (pte & GENMASK_ULL(51, 12)) >> SIM_PAGE_SHIFT;
+}
+
+/* An access of a device, with the worst caches that there could be. */
+static u64 sim_access(struct xen_iommu_sim *sim, struct sim_ctx *ctx, u64 dfn)
+{
+	u64 entry = sim_get(&ctx->tlb, dfn), table = ctx->root, pte = 0, leaf;
+	int level;
+
+	if (entry)
+		return entry;
+	leaf = sim_get(&ctx->leaves, dfn >> SIM_TABLE_SHIFT);
+	for (level = 3; level >= 0; level--) {
+		if (!pfn_valid(table)) {
+			sim_violation(sim, "table at %#llx", table);
+			return 0;
+		}
+		if (!level)
+			break;
+		pte = READ_ONCE(((u64 *)phys_to_virt(table << SIM_PAGE_SHIFT))
+				[dfn >> (9 * level) & 511]);
+		if (!(pte & SIM_PTE_PRESENT) || pte & SIM_PTE_LARGE)
+			break;
+		table = sim_pte_frame(pte);
+	}
+	/* Even if that address has no table any more. */
+	if (leaf && (level || leaf != table))
+		sim_violation(sim, "table of dfn %#llx is gone, and was not flushed",
+			      dfn);
+	if (!level) {
+		sim_set(sim, &ctx->leaves, dfn >> SIM_TABLE_SHIFT, table);
+		pte = READ_ONCE(((u64 *)phys_to_virt(table << SIM_PAGE_SHIFT))
+				[dfn & 511]);
+	}
+	if (!(pte & SIM_PTE_PRESENT))
+		return 0;
+	if (!(pte & SIM_PTE_USER))
+		sim_violation(sim, "dfn %#llx is not for devices", dfn);
+	entry = sim_pte_frame(pte);
+	if (level)
+		entry = (entry & ~(BIT_ULL(9 * level) - 1)) |
+			(dfn & (BIT_ULL(9 * level) - 1));
+	entry = entry << 3 | IOMMU_MAP_readable |
+		(pte & SIM_PTE_WRITE ? IOMMU_MAP_writeable : 0);
+	sim_set(sim, &ctx->tlb, dfn, entry);
+	return entry;
+}
+
+static long sim_flush_nested(struct xen_iommu_sim *sim, unsigned long ctx_flags,
+			     u64 dfn, u64 nr)
+{
+	struct sim_ctx *ctx = xa_load(&sim->contexts, ctx_flags & U16_MAX);
+	u32 flags = (u64)ctx_flags >> 32;
+	unsigned long i;
+	void *entry;
+	int ret = 0;
+
+	if (!ctx || !ctx->root || (ctx_flags & GENMASK(31, 16)) ||
+	    (flags & ~IOMMU_FLUSH_tables)) {
+		sim_violation(sim, "nested flush with %#lx", ctx_flags);
+		return -EINVAL;
+	}
+	if (sim_limit(sim, IOMMU_flush_nested, &ret) != SIM_ALL)
+		return ret;
+	xa_for_each_range(&ctx->tlb, i, entry, nr ? dfn : 0,
+			  nr ? dfn + nr - 1 : ULONG_MAX)
+		xa_erase(&ctx->tlb, i);
+	if (flags & IOMMU_FLUSH_tables)
+		xa_for_each(&ctx->leaves, i, entry)
+			xa_erase(&ctx->leaves, i);
+	return 0;
+}
+
+/*
  * Properties and faults
  */
 
@@ -657,6 +772,11 @@ static long sim_query(struct xen_iommu_sim *sim, unsigned long what,
 	}
 	if (sim_limit(sim, IOMMU_query, &ret) != SIM_ALL)
 		return ret;
+	if (what == IOMMU_QUERY_nested && index == IOMMU_NESTED_FMT_x86_64_4 &&
+	    (sim->conf.caps & IOMMUCAP_nested)) {
+		memcpy(buf, &sim->conf.nested, min(size, sizeof(sim->conf.nested)));
+		return sizeof(sim->conf.nested);
+	}
 	if (what != IOMMU_QUERY_limits || index)
 		return what > IOMMU_QUERY_nested ? -EINVAL : -EOPNOTSUPP;
 	memset(limits, 0xff, sizeof(limits));
@@ -741,6 +861,9 @@ long sim_op(unsigned int subop, void *arg)
 	case IOMMU_alloc_context:
 		ret = sim_alloc(sim, arg);
 		break;
+	case IOMMU_alloc_nested:
+		ret = sim_alloc_nested(sim, arg);
+		break;
 	case IOMMU_free_context:
 		ret = sim_free(sim, arg);
 		break;
@@ -789,6 +912,9 @@ long sim_op_regs(unsigned int subop, unsigned long a1, unsigned long a2,
 	case IOMMU_map_pages:
 	case IOMMU_unmap_pages:
 		ret = sim_runs(sim, subop == IOMMU_map_pages, list, a1, a2, a3, a4);
+		break;
+	case IOMMU_flush_nested:
+		ret = sim_flush_nested(sim, a1, a2, a3);
 		break;
 	case IOMMU_query:
 		ret = sim_query(sim, a1, a2, (void *)a3, a4);
@@ -967,6 +1093,9 @@ bool sim_walk(struct xen_iommu_sim *sim, u16 nr, u64 dfn, u64 *gfn, u32 *flags)
 	struct sim_ctx *ctx = xa_load(&sim->contexts, nr);
 	u64 entry = ctx ? sim_get(&ctx->frames, dfn) : 0;
 
+	if (ctx && ctx->root)
+		scoped_guard(spinlock_irqsave, &sim->lock)
+			entry = sim_access(sim, ctx, dfn);
 	if (gfn)
 		*gfn = entry >> 3;
 	if (flags)
@@ -978,7 +1107,8 @@ bool sim_reaches(struct xen_iommu_sim *sim, u16 nr, u64 dfn)
 {
 	struct sim_ctx *ctx = xa_load(&sim->contexts, nr);
 
-	return ctx && (xa_load(&ctx->frames, dfn) || xa_load(&ctx->stale, dfn));
+	return sim_walk(sim, nr, dfn, NULL, NULL) ||
+	       (ctx && xa_load(&ctx->stale, dfn));
 }
 
 u64 sim_nr_frames(struct xen_iommu_sim *sim, u16 nr)

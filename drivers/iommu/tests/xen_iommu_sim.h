@@ -61,6 +61,7 @@ struct xen_iommu_sim;
  * @max_iova: highest device address
  * @max_ctx: number of contexts if somebody else has initialised the domain
  * @limits: what IOMMU_init accepts at most; 0: anything
+ * @nested: format of nested tables, with IOMMUCAP_nested
  * @pool: pages in the pool; 0: as many as asked for
  * @quirks: SIM_*
  * @pv: gfns are scattered
@@ -73,6 +74,7 @@ struct sim_conf {
 	u64 max_iova;
 	u16 max_ctx;
 	struct pv_iommu_limits limits;
+	struct pv_iommu_nested_format nested;
 	u64 pool;
 	unsigned long quirks;
 	bool pv;
@@ -121,6 +123,9 @@ struct sim_ctx {
 	bool identity;
 	bool empty;
 	bool dying;
+	u64 root;		/* frame of the caller's table, if nested */
+	struct xarray tlb;	/* the same, by dfn: what devices have used */
+	struct xarray leaves;	/* by dfn >> 9: tables that they have used */
 };
 
 struct xen_iommu_sim {
@@ -197,7 +202,10 @@ void sim_reset_calls(struct xen_iommu_sim *sim);
 void sim_report_fault(struct xen_iommu_sim *sim, const struct sim_device *dev,
 		      u64 addr, u32 flags, u32 reason);
 
-/* What is mapped: false if nothing. */
+/*
+ * What is mapped: false if nothing. In a nested context this is an access of a
+ * device, which may use what has not been flushed.
+ */
 bool sim_walk(struct xen_iommu_sim *sim, u16 ctx, u64 dfn, u64 *gfn,
 	      u32 *flags);
 /* What a device in the context reaches, perhaps by a stale translation. */

@@ -342,6 +342,7 @@ static void xt_stop(struct kunit *test)
 	xt->on_call = NULL;
 	xt_env.fail_at = 0;
 	xen_iommu_enable = true;
+	xen_iommu_nested = true;
 	xen_iommu_contexts = 0;
 	xen_iommu_pool_order = 0;
 
@@ -1412,6 +1413,135 @@ static void pool_is_not_for_one_domain(struct kunit *test)
 		EXPECT_EQ(iommu_unmap(hog, XT_IOVA + i * SZ_2M, XT_4K), XT_4K);
 	xt->domain = xt->dom[2];
 	EXPECT_EQ(xt_map(xt, 0, 0, 1), 0);
+}
+
+/*
+ * Nested contexts: the driver's own page table
+ */
+
+static struct sim_conf xt_nested_conf(void)
+{
+	struct sim_conf conf = xt_confs[0];
+
+	conf.caps |= IOMMUCAP_nested;
+	conf.nested = (struct pv_iommu_nested_format) {
+		.pgsize_mask = SZ_4K | SZ_2M | SZ_1G,
+		.flags = IOMMU_NESTED_INFO_dirty | IOMMU_NESTED_INFO_desc,
+		.input_bits = 48,
+		.output_bits = 48,
+	};
+	return conf;
+}
+
+/* To map takes no hypercall, to unmap takes one flush. */
+static void nested_maps_and_unmaps(struct kunit *test)
+{
+	static const unsigned int sizes[] = { 1, 2, 9, 511, 512, 513, 1200 };
+	struct sim_conf conf = xt_nested_conf();
+	struct xt *xt = xt_start(test, &conf);
+	u32 flags;
+
+	EXPECT_EQ(xt->sim->calls[IOMMU_alloc_nested], 1);
+	EXPECT_EQ(xt_attach(xt, xt->domain, 0), 0);
+	EXPECT_EQ(xt_dev_ctx(xt, 0), xt_ctx(xt->domain));
+	EXPECT(!xt->ops->capable(xt_device(xt, 0), IOMMU_CAP_ENFORCE_CACHE_COHERENCY));
+	for (unsigned int i = 0; i < ARRAY_SIZE(sizes); i++) {
+		sim_reset_calls(xt->sim);
+		/* A large page takes the place of an empty table. */
+		EXPECT_EQ(xt_map(xt, i & 1 ? 512 : i, i & 1 ? 1024 : i, sizes[i]), 0);
+		EXPECT_LE(xt->sim->traps, sizes[i] < 512 ? 0 : 1);
+		sim_reset_calls(xt->sim);
+		EXPECT_EQ(xt_unmap(xt, i & 1 ? 512 : i, sizes[i]), sizes[i]);
+		EXPECT_EQ(xt->sim->traps, 1);
+		EXPECT_EQ(xt->sim->calls[IOMMU_flush_nested], 1);
+		EXPECT_EQ(xt_map_pieces(xt, i, 0, sizes[i]), 0);
+		EXPECT_EQ(xt_unmap(xt, i, sizes[i]), sizes[i]);
+	}
+	EXPECT_EQ(xt_map_prot(xt, 0, 0, 1, IOMMU_READ), 0);
+	EXPECT(sim_walk(xt->sim, xt_ctx(xt->domain), XT_IOVA >> XEN_PAGE_SHIFT, NULL,
+			&flags));
+	EXPECT_EQ(flags, IOMMU_MAP_readable);
+	EXPECT_EQ(xt_attach(xt, xt->ops->blocked_domain, 0), 0);
+	EXPECT_EQ(xt_warnings(), 0);
+}
+
+/* Lazy: devices may use what they have used, until one flush for all. */
+static void nested_flushes(struct kunit *test)
+{
+	struct sim_conf conf = xt_nested_conf();
+	struct xt *xt = xt_start(test, &conf);
+
+	for (unsigned int i = 0; i < 3; i++) {
+		EXPECT_EQ(xt_map(xt, 0, i, 1024), 0);
+		sim_reset_calls(xt->sim);
+		EXPECT_EQ(xt_unmap_queued(xt, 0, 1024), 1024);
+		EXPECT_EQ(xt->sim->traps, 0);
+		EXPECT(sim_reaches(xt->sim, xt_ctx(xt->domain),
+				   XT_IOVA >> XEN_PAGE_SHIFT));
+		xt_flush(xt);
+		EXPECT_EQ(xt->sim->traps, 1);
+		EXPECT(xt_is_empty(xt, 0, 1024));
+	}
+
+	/* A flush that fails is said, and the next one is for these, too. */
+	EXPECT_EQ(xt_map(xt, 0, 0, 4), 0);
+	sim_add_fault(xt->sim, IOMMU_flush_nested, 0, 1, -EIO, 0);
+	EXPECT_EQ(iommu_unmap(xt->domain, XT_IOVA, 4 * XT_4K), 4 * XT_4K);
+	EXPECT_EQ(xt_warnings(), 1);
+	xt_flush(xt);
+	EXPECT(xt_is_empty(xt, 0, 4));
+}
+
+static void nested_alloc_failures(struct kunit *test)
+{
+	struct sim_conf conf = xt_nested_conf();
+	struct xt *xt = xt_start(test, &conf);
+	unsigned int contexts = sim_nr_contexts(xt->sim);
+
+	for (unsigned int n = 1; n <= 2; n++) {
+		xt_fail_alloc(n);
+		EXPECT_EQ(PTR_ERR(xt_alloc_domain(xt)), -ENOMEM);
+	}
+	xt_fail_alloc(0);
+	sim_add_fault(xt->sim, IOMMU_alloc_nested, 0, 1, -ENOSPC, 0);
+	EXPECT_EQ(PTR_ERR(xt_alloc_domain(xt)), -ENOSPC);
+	xt->sim->forge_ctx = xt->sim->max_ctx + 1;
+	EXPECT_EQ(PTR_ERR(xt_alloc_domain(xt)), -EIO);
+	xt->sim->forge_ctx = -1;
+	EXPECT_EQ(sim_nr_contexts(xt->sim), contexts);
+	xt_new_domain(xt);
+
+	/* What a device may still walk is not freed. */
+	EXPECT_EQ(xt_attach(xt, xt->domain, 0), 0);
+	EXPECT_EQ(xt_map(xt, 0, 0, 4), 0);
+	xt_free_domain(xt, xt->domain);
+	EXPECT_EQ(sim_nr_contexts(xt->sim), contexts + 1);
+	EXPECT(sim_reaches(xt->sim, xt_sim_dev(xt, 0)->ctx, XT_IOVA >> XEN_PAGE_SHIFT));
+	atomic_dec(&xt_env.live);
+}
+
+/* Without a format that serves, or if it is not wanted, hypercalls do it. */
+static void nested_is_not_for_everybody(struct kunit *test)
+{
+	for (unsigned int i = 0; i < 4; i++) {
+		struct sim_conf conf = xt_nested_conf();
+		struct xt *xt;
+
+		if (i == 0)
+			conf.nested.pgsize_mask = SZ_2M;
+		if (i == 1)
+			conf.caps &= ~IOMMUCAP_query;
+		xt = xt_new(test, &conf);
+		/* The first one is for the limits. */
+		if (i == 2)
+			sim_add_fault(xt->sim, IOMMU_query, 1, 1, -EOPNOTSUPP, 0);
+		xen_iommu_nested = i != 3;
+		xt_start_new(xt);
+		EXPECT_EQ(xt->sim->calls[IOMMU_alloc_nested], 0);
+		EXPECT_EQ(xt_map(xt, 0, 0, 4), 0);
+		EXPECT_EQ(xt_nr_frames(xt), 4);
+		xt_stop(test);
+	}
 }
 
 /*
@@ -2555,6 +2685,10 @@ static struct kunit_case xen_iommu_test_cases[] = {
 	KUNIT_CASE(context_that_stays_busy_is_not_used_again),
 	KUNIT_CASE_PARAM(cache_coherency_is_enforced_with_capability, conf_gen_params),
 	KUNIT_CASE(pool_is_not_for_one_domain),
+	KUNIT_CASE(nested_maps_and_unmaps),
+	KUNIT_CASE(nested_flushes),
+	KUNIT_CASE(nested_alloc_failures),
+	KUNIT_CASE(nested_is_not_for_everybody),
 	KUNIT_CASE_PARAM(concurrent_maps_and_unmaps, conf_gen_params),
 	KUNIT_CASE_PARAM(concurrent_attaches_and_frees, conf_gen_params),
 	KUNIT_CASE_PARAM(map_and_unmap_in_interrupt, conf_gen_params),
