@@ -180,6 +180,7 @@ static void xt_hook(struct xen_iommu_sim *sim, unsigned int subop, void *arg)
 		if (lockdep_is_held(&to_xen_domain(xt->dom[i])->lock) == LOCK_STATE_HELD)
 			atomic_inc(&xt->lock_errors);
 	if (xt->booted && (subop == IOMMU_alloc_context ||
+			   subop == IOMMU_alloc_nested ||
 			   subop == IOMMU_free_context ||
 			   subop == IOMMU_reattach_device) &&
 	    lockdep_is_held(&xen_iommu->mutex) == LOCK_STATE_NOT_HELD)
