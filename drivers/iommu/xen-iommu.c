@@ -51,6 +51,9 @@
 #include <xen/page.h>
 #include <xen/xen.h>
 
+#ifdef CONFIG_X86
+#include <asm/irqdomain.h>
+#endif
 #include <asm/xen/hypercall.h>
 
 #include "iommu-pages.h"
@@ -267,6 +270,17 @@ static unsigned long xen_iommu_count_hypercalls(void)
 	for_each_possible_cpu(cpu)
 		sum += per_cpu(xen_iommu_hypercalls, cpu);
 	return sum;
+}
+
+/* Xen remaps interrupts: a device can only send those set up for it. */
+static void xen_iommu_isolate_msi(void)
+{
+#ifdef CONFIG_X86
+	struct irq_domain *domain = x86_pci_msi_default_domain;
+
+	if (domain)
+		domain->flags |= IRQ_DOMAIN_FLAG_ISOLATED_MSI;
+#endif
 }
 
 #endif /* XEN_IOMMU_KUNIT */
@@ -1785,9 +1799,6 @@ static int __init xen_iommu_early_init(void)
 	}
 
 	pci_request_acs();
-#ifdef CONFIG_X86
-	xen_isolated_msi = xi->caps & IOMMUCAP_isolated_msi;
-#endif
 	xen_iommu = xi;
 	return 0;
 }
@@ -1810,6 +1821,8 @@ static int __init xen_iommu_init(void)
 		goto err_sysfs;
 
 	xi->registered = true;
+	if (xi->caps & IOMMUCAP_isolated_msi)
+		xen_iommu_isolate_msi();
 	xen_iommu_init_faults(xi);
 #ifdef CONFIG_IOMMU_DEBUGFS
 	debugfs_create_file("xen", 0444, iommu_debugfs_dir, xi, &xen_iommu_fops);

@@ -278,7 +278,7 @@ do {									\
 #define xen_domain()		(xt_env.domain)
 #define xen_pv_domain()		(xt_env.pv)
 #define xen_initial_domain()	(xt_env.initial)
-#define xen_isolated_msi	(xt_env.isolated_msi)
+#define xen_iommu_isolate_msi()	((void)(xt_env.isolated_msi = true))
 
 #define pr_info(fmt, ...)		xt_line(infos, fmt, ##__VA_ARGS__)
 #define pr_err(fmt, ...)		xt_line(warnings, fmt, ##__VA_ARGS__)

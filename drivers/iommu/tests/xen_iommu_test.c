@@ -2134,8 +2134,7 @@ static void init_once(struct kunit *test)
 	EXPECT_EQ(xt->sim->calls[IOMMU_init], 1);
 	EXPECT_EQ(xt->sim->calls[IOMMU_query_capabilities], 2);
 	EXPECT_EQ(xt_env.sysfs, 1);
-	EXPECT_EQ(xt_env.isolated_msi,
-		  IS_ENABLED(CONFIG_X86) && xt_has(xt, IOMMUCAP_isolated_msi));
+	EXPECT_EQ(xt_env.isolated_msi, xt_has(xt, IOMMUCAP_isolated_msi));
 	EXPECT(xt_env.acs);
 	EXPECT_EQ(!!xt_env.virq, xt_has(xt, IOMMUCAP_faults));
 	EXPECT_EQ(xt_warnings(), 0);
