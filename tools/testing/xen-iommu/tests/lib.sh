@@ -144,17 +144,8 @@ xen_contexts() {
 	grep -q 'PV-IOMMU: ' /tmp/key || fail "Xen does not tell its pool"
 }
 
-# Pages of Xen's pool that hold mappings: all but those that are free, or only wait to be.
+# Pages of Xen's pool that are in use.
 tables_in_use() {
 	xen_contexts
-	awk '/PV-IOMMU: / { n = $(NF - 2) - $(NF - 4) }
-	     / tag .* tables / {
-		for (i = 2; i <= NF; i++) {
-			if ($i ~ /^empty/)
-				n -= substr($(i - 1), 2)
-			if ($i ~ /^stale/)
-				n -= $(i - 1)
-		}
-	     }
-	     END { print n }' /tmp/key
+	awk '/PV-IOMMU: / { print $(NF - 2) - $(NF - 4) }' /tmp/key
 }

@@ -74,13 +74,13 @@ holdings() {
 		}
 		/PV-IOMMU: / { astray = $(NF - 2) - $(NF - 4) }
 		/: identity, / { contexts++ }
-		/ tag .* tables / {
-			astray -= before("tables") + before("stale") + before("spare")
+		/ tag .* tables,/ {
+			astray -= before("tables")
 			if (before("devices") + before("frames"))
 				contexts++
 			if (before("frames") + 0) {
 				frames += before("frames")
-				pages += before("tables") - before("empty")
+				pages += before("tables")
 			}
 		}
 		END {
