@@ -722,7 +722,8 @@ out:
 	sg_free_table(&table);
 	must(t, ret);
 	expect(t, holds_pattern(t, pages[0], 0, XFER), "nothing arrived at the beginning");
-	expect(t, holds_pattern(t, pages[last], PAGE_SIZE - XFER, XFER), "nothing arrived at the end");
+	expect(t, holds_pattern(t, pages[last], PAGE_SIZE - XFER, XFER),
+	       "nothing arrived at the end");
 	return 0;
 }
 
@@ -1569,7 +1570,9 @@ static u64 nested_write(struct edu_test *t, unsigned long iova, unsigned int lev
 }
 
 /* Frames that exist in the machine, but not in our P2M: Xen's, and an IOMMU's. */
-static const u64 nested_foreign[] = { 0x7000000, 0x60000000, 0x7f000000, 0xfed80000, 0x800000000, 0x100000000000 };
+static const u64 nested_foreign[] = {
+	0x7000000, 0x60000000, 0x7f000000, 0xfed80000, 0x800000000, 0x100000000000
+};
 
 static bool in_p2m(u64 addr)
 {
@@ -1672,7 +1675,8 @@ static int nested_scribble(struct edu_test *t)
 	must(t, test_map(t, t->iova, page, PAGE_SIZE, RW));
 	must(t, arrives(t, t->iova, page, 0));
 	for (unsigned long i = 0; i < t->count; i++) {
-		unsigned int level = 1 + get_random_u32_below(NESTED_LEVELS), kind = get_random_u32_below(4);
+		unsigned int level = 1 + get_random_u32_below(NESTED_LEVELS);
+		unsigned int kind = get_random_u32_below(4);
 		u64 value = get_random_u64(), old;
 
 		if (kind == 0)

@@ -17,7 +17,10 @@ int main(int argc, char **argv)
 	bool legacy = argc > 1 && !strcmp(argv[1], "container");
 	struct nvme nvme = { .name = argv[2] };
 	unsigned char *mem = pages(PAGE);
-	struct vfio_region_info info = { .argsz = sizeof(info), .index = VFIO_PCI_CONFIG_REGION_INDEX };
+	struct vfio_region_info info = {
+		.argsz = sizeof(info),
+		.index = VFIO_PCI_CONFIG_REGION_INDEX,
+	};
 	struct vfio vfio;
 	__u16 command = 0;
 	__u64 began;
@@ -38,12 +41,14 @@ int main(int argc, char **argv)
 		if (status < 0)
 			break;
 	}
-	printf("# %d commands with bad pointers in %llu ms, the last: %#x\n", i, now_ms() - began, status);
+	printf("# %d commands with bad pointers in %llu ms, the last: %#x\n", i,
+	       now_ms() - began, status);
 	if (ioctl(vfio.device, VFIO_DEVICE_GET_REGION_INFO, &info) ||
 	    pread(vfio.device, &command, 2, info.offset + 4) != 2)
 		return 1;
 	alive = i == 200 && (command & 4);
-	printf("%sok 1 bus_master_after_faults # command register %#x\n", alive ? "" : "not ", command);
+	printf("%sok 1 bus_master_after_faults # command register %#x\n",
+	       alive ? "" : "not ", command);
 	memset(mem, CANARY, PAGE);
 	status = transfer(&nvme, 1, IO_READ, 0, CASE_IOVA, PAGE);
 	good = !status && !filled(mem, CANARY, PAGE);
