@@ -363,7 +363,11 @@ int unmap_runs(struct pv_iommu_ctx *ctx, struct runs *r, uint32_t *flags,
     if ( list && !(*flags & IOMMU_UNMAP_no_flush) )
     {
         ret = flush_deferred(ctx, false);
-        if ( ret && !rc )
+        /*
+         * An error comes up again when this goes on, but what is dead must not
+         * wait: a grant may.
+         */
+        if ( ret )
             rc = ret;
     }
 
