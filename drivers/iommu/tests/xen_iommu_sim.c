@@ -1093,9 +1093,10 @@ bool sim_walk(struct xen_iommu_sim *sim, u16 nr, u64 dfn, u64 *gfn, u32 *flags)
 	struct sim_ctx *ctx = xa_load(&sim->contexts, nr);
 	u64 entry = ctx ? sim_get(&ctx->frames, dfn) : 0;
 
-	if (ctx && ctx->root)
-		scoped_guard(spinlock_irqsave, &sim->lock)
-			entry = sim_access(sim, ctx, dfn);
+	if (ctx && ctx->root) {
+		guard(spinlock_irqsave)(&sim->lock);
+		entry = sim_access(sim, ctx, dfn);
+	}
 	if (gfn)
 		*gfn = entry >> 3;
 	if (flags)
