@@ -62,8 +62,8 @@ guest() {
 	printf 'NAME=%s\nADDRESS=%s\nECHO=%s\n' "$name" "$address" "$ECHO" > "$folder/root/lab/env"
 	{ cat "$GUESTS/base.cpio"; archive "$folder/root"; } > "$folder/initrd"
 	letter=a disks=
-	for disk in "$@"; do
-		disks="$disks'format=raw, vdev=xvd$letter, access=w, script=$HERE/block, target=$disk', "
+	for target in "$@"; do
+		disks="$disks'format=raw, vdev=xvd$letter, access=w, script=$HERE/block, target=$target', "
 		letter=$(echo "$letter" | tr a-y b-z)
 	done
 	cat > "$folder/config" <<-END
