@@ -28,7 +28,7 @@ def guests(mode, tests=SHORT, cycles=2, what="", **kw):
     def case(lab):
         fits(dom0, "vtd")
         booted(lab, f"guests-{mode}{what}", dom0=dom0, iommu="vtd", root="debian", expect=expect, dom0_args=args,
-               env={"LAB_TESTS": f"'{' '.join(tests)}'", "LAB_GUEST_CYCLES": cycles}, **kw)
+               env={"LAB_TESTS": f"'{' '.join(tests)}'", "LAB_GUEST_CYCLES": cycles}, **{"timeout": 1500, **kw})
     return case
 
 
