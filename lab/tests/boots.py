@@ -6,6 +6,8 @@ from boot import explain
 from runner import Skip
 from util import REPO, Fail
 
+STRICT = "iommu.strict=1"
+
 
 def booted(lab, name, **kw):
     """Boot and fail unless the guest and the console say that all is well."""
@@ -48,13 +50,13 @@ def faults(dom0):
                  env={"LAB_TESTS": "hypercall-devices", "LAB_IOMMU": "none"})
 
 
-def stress(dom0, iommu):
+def stress(dom0, iommu, name="", **kw):
     """A device must be stopped in time, nothing may be left behind."""
-    return works(dom0, iommu, "-stress", env={"LAB_TESTS": "'hammer cycles'"})
+    return works(dom0, iommu, f"-stress{name}", env={"LAB_TESTS": "'hammer cycles'"}, **kw)
 
 
-def translated(iommu):
-    return works("pv", iommu, "-translated", expect="translated", dom0_args="iommu.passthrough=0")
+def translated(iommu, name="", args=""):
+    return works("pv", iommu, f"-translated{name}", expect="translated", dom0_args=f"iommu.passthrough=0 {args}")
 
 
 def large(dom0, mode, **kw):
@@ -82,6 +84,8 @@ CASES = {
     "boot-pv-vtd-translated": translated("vtd"),
     "boot-pvh-amd": works("pvh", "amd"),
     "boot-pv-amd": works("pv", "amd"),
+    # Linux's default is lazy.
+    "boot-pvh-vtd-strict": works("pvh", "vtd", "-strict", dom0_args=STRICT),
     "boot-pvh-vtd-debug-xen": works("pvh", "vtd", "-debug-xen", xen="debug"),
     **{f"large-{dom0}-{mode}": large(dom0, mode) for dom0 in ("pvh", "pv") for mode in ("strict", "lazy")},
     "contexts-2-pvh": works("pvh", "vtd", "-contexts-2", run=TOO_FEW, dom0_args="xen_iommu.contexts=2"),
@@ -107,7 +111,10 @@ CASES = {
 # Long ones, and those that differ little from the above: they run only by name.
 EXTRA = {
     "stress-pvh-vtd": stress("pvh", "vtd"),
+    "stress-pvh-vtd-strict": stress("pvh", "vtd", "-strict", dom0_args=STRICT),
     "stress-pvh-amd": stress("pvh", "amd"),
+    "boot-pvh-amd-strict": works("pvh", "amd", "-strict", dom0_args=STRICT),
+    "boot-pv-vtd-translated-strict": translated("vtd", "-strict", STRICT),
     # Without translation by default.
     "stress-pv-amd": stress("pv", "amd"),
     "boot-pv-amd-translated": translated("amd"),

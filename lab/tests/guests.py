@@ -6,6 +6,7 @@ import shutil
 
 import build
 import deb
+import machines
 from initramfs import newc_tree
 from tests.boots import booted, fits
 from util import LOGS, Fail, run
@@ -19,15 +20,18 @@ MODES = {
     "pv-translated-strict": ("pv", "translated", f"iommu.passthrough=0 {STRICT}"),
     "pv-identity": ("pv", "identity", LAZY),
 }
+# PVH guests need nested paging, which a PV dom0's machine is else without.
+CPU = {"pv": f"-cpu {machines.CPU['pvh', 'vtd']} "}
 SHORT = ("groups", "guest-io", "guest-gntdev", "guest-cycles")
 
 
-def guests(mode, tests=SHORT, cycles=2, what="", **kw):
+def guests(mode, tests=SHORT, cycles=2, what="", qemu_args="", **kw):
     dom0, expect, args = MODES[mode]
 
     def case(lab):
         fits(dom0, "vtd")
         booted(lab, f"guests-{mode}{what}", dom0=dom0, iommu="vtd", root="debian", expect=expect, dom0_args=args,
+               qemu_args=CPU.get(dom0, "") + qemu_args,
                env={"LAB_TESTS": f"'{' '.join(tests)}'", "LAB_GUEST_CYCLES": cycles}, **{"timeout": 1500, **kw})
     return case
 
@@ -63,6 +67,8 @@ EXTRA = {
     **{f"guests-cycles-{mode}": guests(mode, ("guest-cycles",), 20, "-cycles") for mode in MODES},
     **{f"guests-balloon-{mode}": guests(mode, ("guest-balloon",), what="-balloon") for mode in MODES},
     **{f"guests-save-{mode}": guests(mode, ("guest-save",), what="-save") for mode in MODES},
+    **{f"guests-reboot-{mode}": guests(mode, ("guest-reboot", "groups"), what="-reboot", qemu_args="-action reboot=reset")
+       for mode in MODES},
     **{f"guests-pciback-{mode}": guests(mode, ("guest-pciback",), what="-pciback") for mode in MODES},
     **{f"guests-vfio-{mode}": guests(mode, ("guest-vfio",), what="-vfio", timeout=1200) for mode in MODES},
     "deb-pvh": from_packages("pvh"),
