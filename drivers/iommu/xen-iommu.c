@@ -1113,11 +1113,7 @@ static bool xen_iommu_capable(struct device *dev, enum iommu_cap cap)
 		/* No bit of the format's says so. */
 		return (caps & IOMMUCAP_cache) && !xdev->xi->nested.pgsize_mask;
 	case IOMMU_CAP_DEFERRED_FLUSH:
-		/*
-		 * A PV domain may use a frame as a page table once it is unmapped,
-		 * which Xen refuses before the flush.
-		 */
-		return (caps & IOMMUCAP_deferred_unmap) && xen_iommu_translated();
+		return caps & IOMMUCAP_deferred_unmap;
 	default:
 		return false;
 	}

@@ -45,11 +45,11 @@ def kunit(lts):
            dom0_args="kunit.filter_glob=xen_iommu", run=ALL_PASSED)
 
 
-CASES = {}
-# A kernel of its own to build: only by name.
-EXTRA = {
+CASES = {
     "boot-612-pvh": boot("pvh", dom0_args="kunit.enable=0"),
     "boot-612-pv": boot("pv", dom0_args="kunit.enable=0"),
     "kunit-612": on_lts(kunit),
+}
+EXTRA = {
     "boot-612-pv-translated": boot("pv", dom0_args="kunit.enable=0 iommu.passthrough=0", expect="translated"),
 }

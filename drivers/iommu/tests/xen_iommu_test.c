@@ -516,7 +516,7 @@ static unsigned int xt_unmap(struct xt *xt, unsigned long page, unsigned int nr)
 /* In PV, Linux uses frames as page tables before they are flushed. */
 static bool xt_is_lazy(struct xt *xt)
 {
-	return xt_has(xt, IOMMUCAP_deferred_unmap) && !xt->sim->conf.pv;
+	return xt_has(xt, IOMMUCAP_deferred_unmap);
 }
 
 /* As the DMA API does it, with a flush queue where the driver is for that. */

@@ -216,8 +216,8 @@ struct pv_iommu_map_pages {
 
 /*
  * Extension, IOMMUCAP_deferred_unmap: do not flush the IOTLB. Devices may
- * reach the pages until IOMMU_flush_pages, which also releases the frames: in a
- * PV domain they cannot become page tables before.
+ * reach the pages until IOMMU_flush_pages, which also releases the frames. A PV
+ * domain may use them as page tables before: Xen then flushes by itself.
  * Ranges with frames of other domains are flushed, and released, at once.
  */
 #define IOMMU_UNMAP_no_flush        BIT(0)

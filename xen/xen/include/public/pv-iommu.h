@@ -235,8 +235,8 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_map_pages_t);
 
 /*
  * Extension, IOMMUCAP_deferred_unmap: do not flush the IOTLB. Devices may
- * reach the pages until IOMMU_flush_pages, which also releases the frames: in a
- * PV domain they cannot become page tables before.
+ * reach the pages until IOMMU_flush_pages, which also releases the frames. A PV
+ * domain may use them as page tables before: Xen then flushes by itself.
  * Ranges with frames of other domains are flushed, and released, at once.
  */
 #define IOMMU_UNMAP_no_flush        (1U << 0)

@@ -46,6 +46,11 @@ static always_inline bool pv_iommu_in_use(const struct domain *d)
 {
     return unlikely(ACCESS_ONCE(dom_iommu(d)->pv));
 }
+/*
+ * Flush what the current domain, d, has unmapped without a flush, so that no frame
+ * stays writable for that reason. Only if pv_iommu_in_use(d).
+ */
+void pv_iommu_release_unmapped(const struct domain *d);
 /* Entries of the IOMMU table of d's P2M have changed, and were flushed. */
 void pv_iommu_p2m_changed(const struct domain *d);
 /* Free everything, for a domain that dies. May return -ERESTART. */
@@ -106,6 +111,7 @@ static inline bool pv_iommu_in_use(const struct domain *d)
     return false;
 }
 
+static inline void pv_iommu_release_unmapped(const struct domain *d) {}
 static inline void pv_iommu_p2m_changed(const struct domain *d) {}
 
 static inline int pv_iommu_domain_destroy(struct domain *d)

@@ -68,6 +68,30 @@ int reclaim(struct pv_iommu *pv)
 }
 
 /*
+ * The caller wants to change the type of a frame that is writable, perhaps only
+ * as its unmapping is not flushed yet. May be called with the locks of page
+ * table pages held, so this isn't preempted; Linux flushes after 10 ms.
+ */
+void pv_iommu_release_unmapped(const struct domain *d)
+{
+    struct pv_iommu *pv = dom_iommu(d)->pv;
+    unsigned int no;
+
+    for ( no = 1; no <= pv->max_ctx; no++ )
+    {
+        struct pv_iommu_ctx *ctx;
+
+        if ( !ACCESS_ONCE(pv->ctx[no]) || !(ctx = ctx_get(pv, no, false)) )
+            continue;
+
+        if ( ACCESS_ONCE(ctx->def_head) != ACCESS_ONCE(ctx->def_tail) )
+            while ( flush_deferred(ctx, false) )
+                cpu_relax();
+        ctx_put(ctx);
+    }
+}
+
+/*
  * Release the entries of one table and the table. Returns false if there are
  * no tables left.
  */
