@@ -81,11 +81,27 @@ guest() {
 		on_crash = "destroy"
 	END
 	began=$(now)
-	if ! xl create "$folder/config" > "$folder/xl" 2>&1; then
-		sed 's/^/    # xl: /' "$folder/xl"
-		fail "guest $name ($kind) cannot be created"
-	fi
+	tries=0
+	# A limit of 10 s of libxl's own is too short here at times: it is the emulator that is slow.
+	until xl create "$folder/config" > "$GUESTS/output" 2>&1; do
+		tries=$((tries + 1))
+		if [ $tries = 3 ] || ! grep -q 'rc -9' "$GUESTS/output"; then
+			sed 's/^/    # /' "$GUESTS/output"
+			fail "guest $name ($kind) cannot be created"
+		fi
+		say "guest $name: a time-out of libxl's; once more"
+	done
 	say "$name: $kind guest, created in $(($(now) - began)) s"
+}
+
+# must WHAT COMMAND...: fail if a command does, and show what it wrote
+must() {
+	what=$1
+	shift
+	if ! "$@" > "$GUESTS/output" 2>&1; then
+		sed 's/^/    # /' "$GUESTS/output"
+		fail "$what: $*"
+	fi
 }
 
 # Seconds since boot.
