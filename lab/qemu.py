@@ -23,6 +23,8 @@ DEVICES = ("Q35", "AMD_IOMMU", "VTD", "EDU", "NVME_PCI", "E1000E_PCI_EXPRESS", "
 CONFIGURE = ("--target-list=x86_64-softmmu", "--enable-system", "--enable-tcg", "--disable-user", "--disable-tools",
              "--disable-guest-agent", "--disable-docs", "--disable-werror", "--disable-download",
              "--without-default-features", "--without-default-devices", "--with-devices-x86_64=lab",
+             # The wire of a Debian dom0 ends in slirp; plugins make profiles.
+             "--enable-slirp", "--enable-plugins",
              f"--python={PYTHON}", "--cc=ccache gcc")
 ARGS = "-global amd-iommu.x-guest-translation=on"
 
@@ -91,7 +93,8 @@ def guest_translation():
         if start.exists():
             return str(start)
         run("installing what QEMU's build needs", ["sh", LAB / "bootstrap.sh", "packages", "packages-qemu.txt"], LOG)
-        archive, source = tarball(), CACHE / f"qemu-{told}.source"
+        # Always the same folder, so that ccache knows what an earlier set of patches has left as it was.
+        archive, source = tarball(), CACHE / "qemu.source"
         shutil.rmtree(source, ignore_errors=True)
         fetch.unpack(archive.name, f"xz -dcT0 '{archive}'", source, 1)
         for patch in patches:
