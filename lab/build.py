@@ -244,6 +244,26 @@ def guest_source(kernel):
     return next(path for tree in (kernel.src, REPO) if (path := tree / "tools/testing/xen-iommu").is_dir())
 
 
+def programs_root(name, unpacked, *programs):
+    """A folder for the guest's root with programs of Debian packages that are unpacked, and the libraries they need."""
+    root, libs = OBJ / f"{name}-root", "usr/lib/x86_64-linux-gnu"
+    places = ":".join(sorted({str(path.parent) for path in unpacked.rglob("*.so.*")}))
+    text = output(["env", f"LD_LIBRARY_PATH={places}", "ldd", *programs]) or ""
+    if missing := re.findall(r"(\S+) => not found", text):
+        raise Fail(f"{name} needs {' '.join(missing)}, which no package brings")
+    with lock():
+        shutil.rmtree(root, ignore_errors=True)
+        for folder in ("lib64", libs, *(path.relative_to(unpacked).parent for path in programs)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        for path in programs:
+            shutil.copy(path, root / path.relative_to(unpacked))
+        # The C library loads that last one by itself.
+        for path in {*re.findall(r"=> (/\S+)", text), "/lib/x86_64-linux-gnu/libgcc_s.so.1"}:
+            shutil.copy(path, root / libs)
+        shutil.copy("/lib64/ld-linux-x86-64.so.2", root / "lib64")
+    return root
+
+
 def initramfs(kernel):
     """The guest's root file system: busybox, and what tools/testing/xen-iommu installs."""
     out, root = OBJ / f"guest-{kernel.obj.name}", OBJ / f"root-{kernel.obj.name}"

@@ -288,21 +288,23 @@ def qemu(oldest):
 
 
 @one_at_a_time
-def dpdk():
-    """DPDK's programs and libraries of this machine's Debian, unpacked; returns the folder."""
-    folder = BUILD / "src" / "dpdk"
+def packages(name, title, *wanted):
+    """
+    Packages of this machine's Debian and what they depend on, unpacked in a folder. A star at the end of a name stands
+    for what the ABI's version is there.
+    """
+    folder = BUILD / "src" / name
     if folder.is_dir():
         return folder
-    say("downloading DPDK, about 20 MB")
-    options = private_apt("dpdk", codename())
-    # The package names contain the ABI version.
-    drivers = [name for driver in ("net-e1000", "mempool-ring")
-               for name in (output(["apt-cache", *options, "pkgnames", f"librte-{driver}"]) or "").split()]
-    archive = CACHE / "apt-dpdk/cache/archives"
+    say(f"downloading {title}")
+    options = private_apt(name, codename())
+    names = []
+    for one in wanted:
+        names += ((output(["apt-cache", *options, "pkgnames", one[:-1]]) or "").split() if one.endswith("*") else [one])
     # Dependencies that this machine has are not downloaded; its own are used.
-    retry("downloading DPDK", ["apt-get", *options, "-y", "--no-install-recommends", "--download-only",
-                               "install", "dpdk-dev", *drivers])
+    retry(f"downloading {name}", ["apt-get", *options, "-y", "--no-install-recommends", "--download-only", "install",
+                                  *names])
     with new_folder(folder) as partial:
-        for deb in sorted(archive.glob("*.deb")):
+        for deb in sorted((CACHE / f"apt-{name}/cache/archives").glob("*.deb")):
             run(f"unpacking {deb.name}", ["dpkg-deb", "-x", deb, partial], LOG, append=True)
     return folder

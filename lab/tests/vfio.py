@@ -2,14 +2,13 @@
 """VFIO and iommufd in dom0: programs that drive a device, and the kernel's own selftests."""
 import copy
 import os
-import re
 import shutil
 
 import build
 import fetch
 import machines
 from tests.boots import booted, fits
-from util import CPUS, LOGS, REPO, clean_env, output, run
+from util import CPUS, LOGS, clean_env, run
 
 OLDEST_QEMU = (8, 0)        # has igb
 SHORT = ("vfio_dma_mapping_test vfio_dma_mapping_mmio_test vfio_iommufd_setup_test vfio_pci_device_test "
@@ -75,24 +74,11 @@ def sriov(dom0, iommu):
 
 
 def dpdk_root():
-    """A folder for the guest's root with DPDK's testpmd, the drivers that it needs there, and what they load."""
-    unpacked, root = fetch.dpdk(), build.OBJ / "dpdk-root"
-    libs = "usr/lib/x86_64-linux-gnu"
-    plugins = next((unpacked / libs / "dpdk").glob("pmds-*"))
-    wanted = [unpacked / "usr/bin/dpdk-testpmd",
-              *(next(plugins.glob(f"librte_{name}.so.*.*")) for name in ("net_e1000", "mempool_ring"))]
-    text = output(["env", f"LD_LIBRARY_PATH={unpacked / libs}:{unpacked / 'lib/x86_64-linux-gnu'}", "ldd", *wanted])
-    with build.lock():
-        shutil.rmtree(root, ignore_errors=True)
-        for folder in ("usr/bin", "lib64", f"{libs}/dpdk/{plugins.name}"):
-            (root / folder).mkdir(parents=True)
-        for path in wanted:
-            shutil.copy(path, root / path.relative_to(unpacked))
-        # The C library loads that last one by itself.
-        for path in {*re.findall(r"=> (/\S+)", text), "/lib/x86_64-linux-gnu/libgcc_s.so.1"}:
-            shutil.copy(path, root / libs)
-        shutil.copy("/lib64/ld-linux-x86-64.so.2", root / "lib64")
-    return root
+    """A folder for the guest's root with DPDK's testpmd, and the drivers that it needs there."""
+    unpacked = fetch.packages("dpdk", "DPDK, about 20 MB", "dpdk-dev", "librte-net-e1000*", "librte-mempool-ring*")
+    plugins = next((unpacked / "usr/lib/x86_64-linux-gnu/dpdk").glob("pmds-*"))
+    return build.programs_root("dpdk", unpacked, unpacked / "usr/bin/dpdk-testpmd",
+                               *(next(plugins.glob(f"librte_{name}.so.*.*")) for name in ("net_e1000", "mempool_ring")))
 
 
 def dpdk(dom0, iommu):
