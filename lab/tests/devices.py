@@ -49,10 +49,10 @@ node=$(echo /dev/nvme*n1)
 """
 
 
-def hotplug(dom0, **kw):
+def hotplug(dom0, iommu=IOMMU, **kw):
     def case(lab):
-        fits(dom0, IOMMU)
-        booted(lab, f"hotplug-{dom0}-{IOMMU}", dom0=dom0, iommu=IOMMU, expect="translated", run=GUEST, **kw)
+        fits(dom0, iommu)
+        booted(lab, f"hotplug-{dom0}-{iommu}", dom0=dom0, iommu=iommu, expect="translated", run=GUEST, **kw)
     return case
 
 
@@ -194,16 +194,16 @@ class Operator(threading.Thread):
                 self.error = str(e)
 
 
-def slot(dom0, **kw):
+def slot(dom0, iommu=IOMMU, what="", **kw):
     """A disk is plugged into a PCIe slot, used, and pulled, three times."""
     def case(lab):
-        fits(dom0, IOMMU)
-        name = f"slot-{dom0}-{IOMMU}"
+        fits(dom0, iommu)
+        name = f"{what}slot-{dom0}-{iommu}"
         shutil.rmtree(LOGS / "test" / name, ignore_errors=True)
         operator = Operator(name)
         operator.start()
         try:
-            booted(lab, name, dom0=dom0, iommu=IOMMU, expect="translated", run=IN_SLOT, qemu_args=SLOT, **kw)
+            booted(lab, name, dom0=dom0, iommu=iommu, expect="translated", run=IN_SLOT, qemu_args=SLOT, **kw)
         except Fail as e:
             raise Fail(f"{e}\nthe slot's operator: {operator.error or 'no error'}") from e
         finally:
