@@ -43,6 +43,7 @@
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
+#include <linux/sysfs.h>
 #include <linux/workqueue.h>
 
 #include <xen/events.h>
@@ -1800,6 +1801,31 @@ static int __init xen_iommu_early_init(void)
 }
 arch_initcall(xen_iommu_early_init);
 
+static ssize_t nested_show(struct device *dev, struct device_attribute *attr,
+			   char *buf)
+{
+	struct xen_iommu *xi = container_of(dev_to_iommu_device(dev),
+					    struct xen_iommu, iommu);
+
+	return sysfs_emit(buf, "%d\n", !!xi->nested.pgsize_mask);
+}
+static DEVICE_ATTR_RO(nested);
+
+static struct attribute *xen_iommu_attrs[] = {
+	&dev_attr_nested.attr,
+	NULL
+};
+
+static const struct attribute_group xen_iommu_group = {
+	.name = "xen-iommu",
+	.attrs = xen_iommu_attrs,
+};
+
+static const struct attribute_group *xen_iommu_groups[] = {
+	&xen_iommu_group,
+	NULL
+};
+
 /* As early as other IOMMU drivers: before drivers bind to devices. */
 static int __init xen_iommu_init(void)
 {
@@ -1809,7 +1835,8 @@ static int __init xen_iommu_init(void)
 	if (!xi)
 		return 0;
 
-	ret = iommu_device_sysfs_add(&xi->iommu, NULL, NULL, "xen-iommu");
+	ret = iommu_device_sysfs_add(&xi->iommu, NULL, xen_iommu_groups,
+				     "xen-iommu");
 	if (ret)
 		goto err;
 	ret = iommu_device_register(&xi->iommu, &xen_iommu_ops, NULL);
