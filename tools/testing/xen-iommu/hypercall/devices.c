@@ -98,7 +98,7 @@ static void test_on(void)
 	report("reports_begin");
 }
 
-static void test_fault(int ctx)
+static void test_fault(int ctx, const char *name)
 {
 	want_fault(ctx, 0x5000, false);
 	want_fault(ctx, 0x123456000, true);
@@ -111,7 +111,7 @@ static void test_fault(int ctx)
 	want_eq(wait_faults(1), 1);
 	want_eq(faults[0].addr, 0x8000);
 	want_eq(faults[0].lost, 1);
-	report("fault");
+	report(name);
 }
 
 /* Does the event come? */
@@ -166,7 +166,7 @@ static void test_lost(void)
 }
 
 /* Quarantine is another domain. It answers as a guest would for what happens here. */
-static void test_lent(int ctx)
+static void test_lent(int ctx, const char *back, const char *freed)
 {
 	uint64_t elsewhere = frame[1] << 12;
 
@@ -178,7 +178,7 @@ static void test_lent(int ctx)
 	want_fault(ctx, elsewhere, true);
 	want_fault(ctx, elsewhere, false);
 	want_eq(free_ctx(ctx, 0), -EBUSY);
-	report("lent_comes_back");
+	report(back);
 
 	want_eq(assign(37, DOMID_IO), 0);
 	want_eq(free_ctx(ctx, 0), 0);
@@ -189,7 +189,19 @@ static void test_lent(int ctx)
 	/* Until it is told otherwise. */
 	want_eq(move_edu(0), 0);
 	want_no_fault(elsewhere, true);
-	report("lent_context_freed");
+	report(freed);
+}
+
+/* A context with a table of our own, which has one page. */
+static int new_nested_map(uint64_t dfn, uint64_t gfn)
+{
+	uint64_t (*page)[512] = (void *)lists, at = lists_at;
+
+	memset(page, 0, 5 * SZ_4K);
+	for (int level = 3; level; level--, at += SZ_4K)
+		page[3 - level][dfn >> (9 * level) & 511] = (at + SZ_4K) | 7;
+	page[3][dfn & 511] = gfn << 12 | 7;
+	return new_nested(lists_at >> 12, FMT_X86_64_4, (lists_at >> 12) + 4);
 }
 
 static bool start_edu(void)
@@ -231,8 +243,9 @@ int main(void)
 		printf("1..0 # SKIP no hypervisor with PV-IOMMU, or no edu\n");
 		return 4;
 	}
-	printf("1..6\n");
-	if (iommu(INIT, &init) || iommu(QUERY, &caps) || get_frames() || !start_edu()) {
+	printf("1..%d\n", caps.flags & CAP_NESTED ? 9 : 6);
+	if (iommu(INIT, &init) || iommu(QUERY, &caps) || get_frames() || get_lists() ||
+	    !start_edu()) {
 		printf("Bail out! not ready: %d\n", errno);
 		return 1;
 	}
@@ -241,9 +254,16 @@ int main(void)
 	want_eq(map(ctx, 0x10, frame[0], 1, RD | WR, SZ_4K, &done), 0);
 	want_eq(move_edu(ctx), 0);
 	test_on();
-	test_fault(ctx);
+	test_fault(ctx, "fault");
 	test_event();
 	test_lost();
-	test_lent(ctx);
+	test_lent(ctx, "lent_comes_back", "lent_context_freed");
+	if (caps.flags & CAP_NESTED) {
+		ctx = new_nested_map(0x10, frame[0]);
+		want(ctx > 0, "%d", ctx);
+		want_eq(move_edu(ctx), 0);
+		test_fault(ctx, "nested_fault");
+		test_lent(ctx, "nested_lent_comes_back", "nested_lent_context_freed");
+	}
 	return failed ? 1 : 0;
 }

@@ -1665,40 +1665,99 @@ static int nested_ballooned(struct edu_test *t)
 #endif
 }
 
-/* Nonsense in live tables: entries of all kinds, but none that leads to memory of ours. */
+/* Nonsense for an entry, which leads to no memory of ours but that page. */
+static u64 nested_nonsense(struct page *page)
+{
+	u64 value = get_random_u64();
+
+	switch (get_random_u32_below(4)) {
+	case 0:
+		value = nested_foreign[get_random_u32_below(ARRAY_SIZE(nested_foreign))] |
+			(value & 0xfff);
+		if (!in_p2m(value))
+			return value;
+		break;
+	case 1:
+		return page_to_phys(page) | (value & 0xfff);
+	}
+	return value | BIT_ULL(45);	/* above all memory */
+}
+
+/*
+ * Nonsense in live tables, with and without a flush. What the device has written
+ * anywhere, it could read there again.
+ */
 static int nested_scribble(struct edu_test *t)
 {
-	struct page *page = test_page(t), *other = test_page(t);
-	unsigned long hits = 0;
+	struct page *page = test_page(t), *other = test_page(t), *out = test_page(t);
+	unsigned long out_iova = t->iova + SRC_OFFSET / 2, hits = 0;
 
-	expect(t, page && other, "no memory");
+	expect(t, page && other && out, "no memory");
 	must(t, test_map(t, t->iova, page, PAGE_SIZE, RW));
+	must(t, test_map(t, out_iova, out, PAGE_SIZE, RW));
 	must(t, arrives(t, t->iova, page, 0));
 	for (unsigned long i = 0; i < t->count; i++) {
 		unsigned int level = 1 + get_random_u32_below(NESTED_LEVELS);
-		unsigned int kind = get_random_u32_below(4);
-		u64 value = get_random_u64(), old;
+		u64 value = nested_nonsense(other), old;
+		bool hit, back;
 
-		if (kind == 0)
-			value = nested_foreign[get_random_u32_below(ARRAY_SIZE(nested_foreign))] |
-				(value & 0xfff);
-		else if (kind == 1)
-			value = page_to_phys(other) | (value & 0xfff);
-		else
-			value |= BIT_ULL(45);	/* above all memory */
-		if (kind != 1 && in_p2m(value & NESTED_ADDR))
-			continue;
+		must(t, load_pattern(t));
 		fill(page, CANARY);
 		fill(other, 0);
-		/* Half of them without a flush, with the old translation cached or not. */
+		fill(out, CANARY);
 		old = i & 1 ? nested_write(t, t->iova, level, value) :
 			      xchg(nested_entry(t, t->iova, level), value);
 		must(t, edu_store(t->edu, t->iova, XFER_BLOCKED));
-		hits += !filled(page, CANARY) || !filled(other, 0);
+		edu_start(t->edu, t->iova, EDU_BUFFER + XFER, XFER_BLOCKED, 0);
+		must(t, edu_wait(t->edu));
+		hit = !filled(page, CANARY) || !filled(other, 0);
 		nested_write(t, t->iova, level, old);
 		edu_after_fault(t);
+		edu_start(t->edu, EDU_BUFFER + XFER, out_iova, XFER_BLOCKED, EDU_DMA_TO_RAM);
+		must(t, edu_wait(t->edu));
+		expect(t, !filled(out, CANARY), "what the device has read does not come");
+		back = !memcmp(page_address(out), page_address(t->src), XFER_BLOCKED);
+		expect(t, hit || !back, "level %u, entry %#llx: memory of others was reached",
+		       level, value);
+		hits += hit;
 	}
 	note(t, "%lu rounds, %lu in which the device reached a page of ours", t->count, hits);
+	expect(t, hits && hits < t->count, "the same each time");
+	return arrives(t, t->iova, page, 0);
+}
+
+/* The same while the device walks. The page beside has to stay as it is. */
+static int nested_scribble_live(struct edu_test *t)
+{
+	struct page *page = test_page(t), *other = test_page(t), *beside = test_page(t);
+	unsigned long entries = 0;
+
+	expect(t, page && other && beside, "no memory");
+	must(t, test_map(t, t->iova, page, PAGE_SIZE, RW));
+	must(t, arrives(t, t->iova, page, 0));
+	fill(beside, CANARY);
+	for (unsigned long i = 0; i < t->count; i++) {
+		u64 old[NESTED_LEVELS + 1], *entry[NESTED_LEVELS + 1];
+
+		for (unsigned int level = 1; level <= NESTED_LEVELS; level++) {
+			entry[level] = nested_entry(t, t->iova, level);
+			old[level] = READ_ONCE(*entry[level]);
+		}
+		edu_start(t->edu, EDU_BUFFER, t->iova, XFER_BLOCKED, EDU_DMA_TO_RAM);
+		while (readq(t->edu->regs + EDU_DMA_CMD) & EDU_DMA_START) {
+			unsigned int level = 1 + get_random_u32_below(NESTED_LEVELS);
+
+			WRITE_ONCE(*entry[level],
+				   entries++ & 1 ? old[level] : nested_nonsense(other));
+			cond_resched();
+		}
+		for (unsigned int level = 1; level <= NESTED_LEVELS; level++)
+			WRITE_ONCE(*entry[level], old[level]);
+		iommu_flush_iotlb_all(t->domain);
+		edu_after_fault(t);
+		expect(t, filled(beside, CANARY), "another page of ours was reached");
+	}
+	note(t, "%lu transfers, %lu entries", t->count, entries);
 	return arrives(t, t->iova, page, 0);
 }
 
@@ -1707,6 +1766,7 @@ static const struct edu_case nested_cases[] = {
 	{ "table_outside_is_blocked", nested_table_outside },
 	{ "ballooned_page_is_blocked", nested_ballooned },
 	{ "nonsense_reaches_nothing", nested_scribble },
+	{ "nonsense_while_walking", nested_scribble_live },
 	{ }
 };
 
