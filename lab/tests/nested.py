@@ -8,7 +8,7 @@ import re
 
 import qemu
 from lab import Lab
-from tests import boots, devices, vfio, xen
+from tests import boots, devices, guests, vfio, xen
 from tests.boots import STRICT, works
 from util import Fail
 
@@ -25,7 +25,8 @@ class Nested(Lab):
         name = re.sub("^test/(nested-)?", "test/nested-", name).replace("-vtd", "-amd")
         args = kw.get("qemu_args", self.settings.qemu_args)
         result = super().boot(name, **{**kw, "dom0": "pvh", "iommu": "amd", "qemu": qemu.guest_translation(),
-                                       "qemu_args": f"{args} {qemu.ARGS}"})
+                                       "qemu_args": f"{args} {qemu.ARGS}",
+                                       "env": {"LAB_AMD_EVENTS": 1, **(kw.get("env") or {})}})
         # A case that is at home elsewhere would pass without, too.
         wanted = kw.get("expect") != "none" and "nested=" not in kw.get("xen_args", "") + kw.get("dom0_args", "")
         if not result.code and wanted != bool(re.search(r"xen-iommu: .*, nested", result.console)):
@@ -52,7 +53,7 @@ EXTRA = {f"nested-{name}": nested(case) for name, case in {
     "debug-xen": boot("debug-xen", xen="debug"),
     # The hypercall alone, on a Xen with its assertions.
     "hypercall": boot("hypercall", "capabilities hypercall hypercall-grants disk-read disk-write edu-dma", xen="debug",
-                      expect="none", dom0_args="xen_iommu.enable=0",
+                      expect="none", dom0_args="xen_iommu.enable=0", timeout=1200,
                       env={"LAB_IOMMU": "none", "LAB_CAPS_SET": NESTED}),
     # Faults, quarantine, and contexts that are freed meanwhile; this QEMU tells of faults.
     "faults": boots.faults("pvh"),
@@ -75,4 +76,5 @@ EXTRA = {f"nested-{name}": nested(case) for name, case in {
     "vfio-driver": vfio.selftests("pvh", "amd", "vfio_pci_driver_test", timeout=2400),
     "vfio-dpdk": vfio.dpdk("pvh", "amd"),
     "iommufd-selftests": vfio.iommufd("ours", "pvh", "amd"),
+    "guests": guests.guests("pvh-lazy"),
 }.items()}
