@@ -25,6 +25,29 @@ CONFIGURATIONS = {
        for dom0 in ("pvh", "pv") for iommu in ("vtd", "amd") for mode, arg in (("strict", STRICT), ("lazy", LAZY))},
 }
 
+# On the QEMU that translates guest tables. Native Linux is not told that the IOMMU may cache what is not present, as only
+# virtual ones say, since it then flushes whenever it maps.
+NATIVE_ARGS = "-global amd-iommu.x-np-cache=off"
+CONFIGURATIONS.update({
+    **{f"bare-amd-{version}-{mode}": dict(xen=None, iommu="amd", expect="translated", guest_tables=True, qemu_args=NATIVE_ARGS,
+                                          dom0_args=f"{arg} amd_iommu=pgtbl_{version}")
+       for version in ("v1", "v2") for mode, arg in (("strict", STRICT), ("lazy", LAZY))},
+    **{f"nested-{mode}": dict(dom0="pvh", iommu="amd", expect="translated", guest_tables=True, dom0_args=arg)
+       for mode, arg in (("strict", STRICT), ("lazy", LAZY))},
+    "bare-amd-passthrough": dict(xen=None, iommu="amd", expect="identity", guest_tables=True, qemu_args=NATIVE_ARGS,
+                                 dom0_args="iommu.passthrough=1", what="kernel nvme"),
+    "nested-passthrough": dict(dom0="pvh", iommu="amd", expect="identity", guest_tables=True,
+                               dom0_args="iommu.passthrough=1", what="kernel nvme"),
+})
+
+# fio, with a plugin of QEMU that counts instructions: the clock would count what the CPU waits, too. Xen is told that the
+# TSC is stable, as that of real processors is, and leaves it to dom0.
+FIO = ("bare-amd-passthrough", "bare-amd-v1-lazy", "bare-amd-v2-lazy", "nested-passthrough", "nested-lazy", "nested-strict",
+       "pvh-amd-lazy")
+CONFIGURATIONS.update({f"fio-{name}": {**CONFIGURATIONS[name], "what": "fio", "guest_tables": True,
+                                       "xen_args": "tsc=stable:socket"} for name in FIO})
+CONFIGURATIONS["fio-pvh-amd-lazy"]["dom0_args"] += " xen_iommu.nested=0"
+
 # The same machines with two CPUs and without counting: does one CPU hold up the other?
 THREADED = [n for n in CONFIGURATIONS if n.startswith(("bare-vtd", "pvh-vtd", "pv-vtd"))]
 CONFIGURATIONS.update({f"threads-{name}": {**CONFIGURATIONS[name], "what": "threads", "cpus": 2, "icount": False}
@@ -45,6 +68,10 @@ DOMAIN = (("4 KiB", "domain-1"), ("2 MiB", "domain-512"), ("1 GiB", "domain-2621
 VFIO = tuple((f"{door} {mib} MiB{'' if pages == 'huge' else ', small pages'}", f"{door}-{mib}-{pages}")
              for door in ("type1", "iommufd") for mib in (64, 512) for pages in ("huge", "small"))
 NVME = (("random 4 KiB", "nvme-random-4k"), ("sequential 128 KiB", "nvme-sequential-128k"))
+FIO_LOOPS = (("random 4 KiB, depth 1", "fio-randread-4k-1"), ("random 4 KiB, depth 32", "fio-randread-4k-32"),
+             ("sequential 128 KiB, depth 32", "fio-read-128k-32"))
+# How many reads: the difference of the two is what counts.
+FIO_OPS = (200, 2200)
 # By the beginnings of the names: which one does the same I/O with no IOMMU of Linux's.
 WITHOUT_IOMMU = {"bare": "bare-none", "pvh": "pvh-none", "pv": "swiotlb-pv", "swiotlb": "swiotlb-pv"}
 SIZES = tuple(2 ** i for i in range(17))

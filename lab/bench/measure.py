@@ -5,6 +5,8 @@ import re
 import shlex
 
 import build
+import fetch
+import qemu
 from bench import plot, report, symbols
 from bench.configurations import CONFIGURATIONS, PROFILED, QEMU_ARGS, XEN_ARGS
 from boot import explain
@@ -24,13 +26,20 @@ def parse(channel):
 def measure(lab, name, what, more=()):
     """Boot a configuration; more: arguments for QEMU."""
     settings = dict(CONFIGURATIONS[name.removeprefix(PROFILE)])
+    guest_tables = settings.pop("guest_tables", False)
+    if guest_tables:
+        settings["qemu"] = qemu.guest_translation()
     qemu_args = shlex.join([*shlex.split(QEMU_ARGS), *shlex.split(settings.pop("qemu_args", "")),
-                            *shlex.split(lab.settings.qemu_args), *more])
+                            *shlex.split(qemu.ARGS if guest_tables else ""), *shlex.split(lab.settings.qemu_args), *more])
+    xen_args = f"{XEN_ARGS} {settings.pop('xen_args', '')}".strip()
     dom0_args = f"{settings.pop('dom0_args')} {lab.settings.dom0_args}".strip()
     what = settings.pop("what", what)
     settings.setdefault("icount", True)
     say(f"measuring {name}: {what}")
-    result = lab.boot(f"bench/{name}", xen_args=XEN_ARGS, env={"LAB_BENCH": f"'{what}'"},
+    if what == "fio":
+        unpacked = fetch.packages("fio", "fio, about 20 MB", "fio")
+        settings["initrd_extra"] = str(build.programs_root("fio", unpacked, unpacked / "usr/bin/fio"))
+    result = lab.boot(f"bench/{name}", xen_args=xen_args, env={"LAB_BENCH": f"'{what}'"},
                       run=". /usr/lib/xen-iommu/bench", qemu_args=qemu_args, dom0_args=dom0_args, **settings)
     if result.code or not END.search(result.channel):
         raise Fail("\n".join([f"{name}:", *explain(result), f"log: {result.logs.relative_to(REPO)}/"]))
@@ -38,7 +47,7 @@ def measure(lab, name, what, more=()):
     if not loops:
         raise Fail(f"{name}: no results")
     return {"seconds": round(result.seconds), "dom0_args": dom0_args, "loops": loops,
-            "versions": {**versions(lab), **seen(result.console)}}
+            "versions": {**versions(settings.get("qemu", lab.settings.qemu)), **seen(result.console)}}
 
 
 def seen(console):
@@ -48,30 +57,35 @@ def seen(console):
     return {key: match[1] for key, match in found.items() if match}
 
 
-def profile(lab, name):
+def profile(lab, name, what="kernel vfio nvme"):
     """Boot it with a plugin that counts what runs between the guest's marks; a table of functions for each loop."""
+    program = qemu.guest_translation() if CONFIGURATIONS[name.removeprefix(PROFILE)].get("guest_tables") else lab.settings.qemu
+    version = tuple(map(int, re.search(r"version (\d+)\.(\d+)", output([program, "--version"]) or "").groups()))
     plugin = BUILD / "obj/libprofile.so"
-    run("QEMU plugin", [*build.COMPILER.split(), "-O2", "-shared", "-fPIC", "-fvisibility=hidden", "-o", plugin,
-                        LAB / "bench/profile.c"], LOGS / "build/profile.log")
-    result = measure(lab, name, "kernel vfio nvme", ["-plugin", f"{plugin},out=profile"])
+    run("QEMU plugin", [*build.COMPILER.split(), "-O2", "-shared", "-fPIC", "-fvisibility=hidden",
+                        f"-DPLUGIN_API={3 if version >= (9, 1) else 1}", "-o", plugin, LAB / "bench/profile.c"],
+        LOGS / "build/profile.log")
+    result = measure(lab, name, what, ["-plugin", f"{plugin},out=profile"])
     linux = symbols.Symbols(lab.kernel.obj / "vmlinux")
     xen = symbols.Symbols(build.OBJ / "xen-release/xen-syms")
     # The guest marks each loop that it reports, in that order, and warms up without a mark.
     sections = [loop for loop, entry in result["loops"].items() if entry.get("rounds")]
     found = {}
     for number, loop in enumerate(sections, 1):
-        counts = symbols.profile(LOGS / "bench" / name / f"profile.{number}", linux, xen)
-        entry = result["loops"][loop]
+        path, entry = LOGS / "bench" / name / f"profile.{number}", result["loops"][loop]
+        counts = symbols.profile(path, linux, xen)
         entry["counted"] = sum(counts.values())
+        entry["xen"] = sum(count for (part, _), count in counts.items() if part == "Xen")
+        entry["exits"] = symbols.runs(path, xen, "svm_vmexit_handler")
         found[loop] = symbols.table(counts, entry["ops"] // entry["rounds"])
     return {**result, "profile": found}
 
 
-def versions(lab):
+def versions(program):
     """Versions that are the same for all machines."""
     return {
         "repository": (output(["git", "-C", REPO, "describe", "--always", "--dirty"]) or "unknown").strip(),
-        "qemu": (output([lab.settings.qemu, "--version"]) or "unknown").splitlines()[0],
+        "qemu": (output([program, "--version"]) or "unknown").splitlines()[0],
         "compiler": (output([*build.COMPILER.split(), "--version"]) or "unknown").splitlines()[0],
     }
 
@@ -103,6 +117,8 @@ def bench(lab, chosen, what):
         try:
             if name.startswith(PROFILE):
                 results["profiles"][name] = profile(lab, name)
+            elif name.startswith("fio-"):
+                results["configurations"][name] = profile(lab, name, "fio")
             else:
                 results["configurations"][name] = measure(lab, name, what)
         except Fail as failure:

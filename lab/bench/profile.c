@@ -6,13 +6,14 @@
  *
  * Counts what is executed between two instructions that do nothing, "xchg
  * %bx, %bx" and "xchg %cx, %cx", per block of code. The n-th such section
- * becomes the file PREFIX.n, with an address and a number of instructions in
- * each line. For one virtual CPU.
+ * becomes the file PREFIX.n, with an address, a number of instructions and how
+ * often the block ran in each line. For one virtual CPU.
  *
- * The interface of plugins is declared here as far as it is used, version 1:
- * distributions do not package its header.
+ * The interface of plugins is declared here as far as it is used: distributions do
+ * not package its header. PLUGIN_API is its version: 1, or from QEMU 9.1 on 3.
  */
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,24 +25,29 @@ struct tb;
 struct insn;
 
 enum { CB_NO_REGS = 0 };
-enum { INLINE_ADD_U64 = 0 };
 
 void qemu_plugin_register_vcpu_tb_trans_cb(uint64_t id, void (*cb)(uint64_t id, struct tb *tb));
 size_t qemu_plugin_tb_n_insns(const struct tb *tb);
 uint64_t qemu_plugin_tb_vaddr(const struct tb *tb);
 struct insn *qemu_plugin_tb_get_insn(const struct tb *tb, size_t index);
+#if PLUGIN_API >= 3
+size_t qemu_plugin_insn_data(const struct insn *insn, void *to, size_t len);
+#else
 const void *qemu_plugin_insn_data(const struct insn *insn);
+#endif
 size_t qemu_plugin_insn_size(const struct insn *insn);
-void qemu_plugin_register_vcpu_tb_exec_inline(struct tb *tb, int op, void *ptr, uint64_t imm);
+void qemu_plugin_register_vcpu_tb_exec_cb(struct tb *tb, void (*cb)(unsigned int, void *), int flags,
+					  void *data);
 void qemu_plugin_register_vcpu_insn_exec_cb(struct insn *insn, void (*cb)(unsigned int, void *),
 					    int flags, void *data);
 
-EXPORT int qemu_plugin_version = 1;
+EXPORT int qemu_plugin_version = PLUGIN_API;
 
-/* A block of code, and the instructions executed in it since the last mark. */
+/* A block of code, its instructions, and how often it ran since the last mark. */
 struct block {
 	uint64_t address;
-	uint64_t count;
+	size_t insns;
+	uint64_t runs;
 	struct block *next;
 };
 
@@ -51,12 +57,12 @@ static struct block *buckets[BUCKETS];
 static const char *prefix = "profile";
 static unsigned int sections;
 
-static struct block *find_block(uint64_t address)
+static struct block *find_block(uint64_t address, size_t insns)
 {
 	struct block **link = &buckets[(address ^ address >> 16) % BUCKETS];
 
 	for (struct block *b = *link; b; b = b->next)
-		if (b->address == address)
+		if (b->address == address && b->insns == insns)
 			return b;
 
 	struct block *b = calloc(1, sizeof(*b));
@@ -64,6 +70,7 @@ static struct block *find_block(uint64_t address)
 	if (!b)
 		abort();
 	b->address = address;
+	b->insns = insns;
 	b->next = *link;
 	*link = b;
 	return b;
@@ -75,7 +82,7 @@ static void begin(unsigned int cpu, void *data)
 	(void)data;
 	for (unsigned int i = 0; i < BUCKETS; i++)
 		for (struct block *b = buckets[i]; b; b = b->next)
-			b->count = 0;
+			b->runs = 0;
 }
 
 static void end(unsigned int cpu, void *data)
@@ -93,32 +100,52 @@ static void end(unsigned int cpu, void *data)
 	}
 	for (unsigned int i = 0; i < BUCKETS; i++)
 		for (struct block *b = buckets[i]; b; b = b->next)
-			if (b->count)
-				fprintf(file, "%llx %llu\n", (unsigned long long)b->address,
-					(unsigned long long)b->count);
+			if (b->runs)
+				fprintf(file, "%llx %llu %llu\n", (unsigned long long)b->address,
+					(unsigned long long)(b->runs * b->insns),
+					(unsigned long long)b->runs);
 	if (fclose(file)) {
 		perror(path);
 		exit(1);
 	}
 }
 
+static void ran(unsigned int cpu, void *data)
+{
+	struct block *b = data;
+
+	(void)cpu;
+	b->runs++;
+}
+
+/* Is this instruction these three bytes? */
+static bool is(const struct insn *insn, const unsigned char *bytes)
+{
+	if (qemu_plugin_insn_size(insn) != 3)
+		return false;
+#if PLUGIN_API >= 3
+	unsigned char data[3];
+
+	return qemu_plugin_insn_data(insn, data, sizeof(data)) == 3 && !memcmp(data, bytes, 3);
+#else
+	return !memcmp(qemu_plugin_insn_data(insn), bytes, 3);
+#endif
+}
+
 static void translated(uint64_t id, struct tb *tb)
 {
 	static const unsigned char begins[] = { 0x66, 0x87, 0xdb }, ends[] = { 0x66, 0x87, 0xc9 };
 	size_t nr = qemu_plugin_tb_n_insns(tb);
-	struct block *b = find_block(qemu_plugin_tb_vaddr(tb));
+	struct block *b = find_block(qemu_plugin_tb_vaddr(tb), nr);
 
 	(void)id;
-	qemu_plugin_register_vcpu_tb_exec_inline(tb, INLINE_ADD_U64, &b->count, nr);
+	qemu_plugin_register_vcpu_tb_exec_cb(tb, ran, CB_NO_REGS, b);
 	for (size_t i = 0; i < nr; i++) {
 		struct insn *insn = qemu_plugin_tb_get_insn(tb, i);
-		const void *bytes = qemu_plugin_insn_data(insn);
 
-		if (qemu_plugin_insn_size(insn) != sizeof(begins))
-			continue;
-		if (!memcmp(bytes, begins, sizeof(begins)))
+		if (is(insn, begins))
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, begin, CB_NO_REGS, NULL);
-		else if (!memcmp(bytes, ends, sizeof(ends)))
+		else if (is(insn, ends))
 			qemu_plugin_register_vcpu_insn_exec_cb(insn, end, CB_NO_REGS, NULL);
 	}
 }

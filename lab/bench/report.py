@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 """The page of tables that "make bench" writes, in Markdown. What was measured is in the JSON file beside it."""
-from bench.configurations import LOOPS, NVME, SIZES, VFIO
+from bench.configurations import FIO_LOOPS, FIO_OPS, LOOPS, NVME, SIZES, VFIO
 
 
 class Figure:
@@ -88,6 +88,21 @@ def devices(results):
         *(cell([Figure(loops, loop)], 1000) for _, loop in NVME), memory(loops)])
 
 
+def fio_cell(loops, loop):
+    """Instructions of Linux and of Xen for each read [exits to Xen + hypercalls of the driver]"""
+    few, many = (loops.get(f"{loop}-{ops}", {}) for ops in FIO_OPS)
+    if "counted" not in few or "counted" not in many:
+        return "-"
+    total, xen, exits, calls = ((many.get(key, 0) - few.get(key, 0)) / (FIO_OPS[1] - FIO_OPS[0])
+                                for key in ("counted", "xen", "exits", "hypercalls"))
+    text = number(total - xen, 1000)
+    return f"{text} + {number(xen, 1000)} [{traps(exits)}, {traps(calls)}]" if xen else text
+
+
+def fio(results):
+    return table(results, [head for head, _ in FIO_LOOPS], lambda loops: [fio_cell(loops, loop) for _, loop in FIO_LOOPS])
+
+
 def threads(results):
     """Time of two CPUs relative to one: 1 if they do not disturb each other, 2 if one always waits."""
     found = []
@@ -133,6 +148,11 @@ processor: each costs what an empty hypercall does in the same boot, in the colu
 What the CPU does while it waits for the disk counts as well, so small differences mean nothing.
 
 {devices(results)}
+## fio reads from an NVMe disk, thousands of instructions for each read
+
+Linux + Xen [exits to Xen, hypercalls of the driver]. A plugin of QEMU counts what the CPU executes; what it waits is not counted.
+
+{fio(results)}
 ## Two CPUs that map and unmap for one device
 
 Time for both to finish, relative to one CPU alone (1: neither waits for the other, 2: one always waits), by the host's clock:

@@ -37,9 +37,15 @@ def profile(path, linux, xen):
     """Counter of (part, function) of one section that the plugin wrote."""
     counts = Counter()
     for line in path.read_text().splitlines():
-        address, count = line.split()
+        address, count, _ = line.split()
         counts[place(int(address, 16), linux, xen)] += int(count)
     return counts
+
+
+def runs(path, symbols, function):
+    """How often a function was called in that section."""
+    places = {start for start, name in zip(symbols.starts, symbols.names) if name == function}
+    return sum(int(times) for address, _, times in map(str.split, path.read_text().splitlines()) if int(address, 16) in places)
 
 
 def table(counts, ops, lines=25):

@@ -7,6 +7,7 @@
  *   iommu-bench threads                the same work for each of one and of two CPUs
  *   iommu-bench vfio BDF [MIB...]      VFIO type1 and iommufd, a device on vfio-pci
  *   iommu-bench nvme DEVICE            reads
+ *   iommu-bench run NAME OPS COMMAND   another program, which does so many operations
  *
  * A line for each loop, with what it took in all:
  *
@@ -30,6 +31,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 #include <linux/io_uring.h>
@@ -648,6 +650,31 @@ static int bench_nvme(const char *path)
 	return 0;
 }
 
+static int bench_run(const char *name, unsigned long ops, char **command)
+{
+	struct stats from;
+	uint64_t start;
+	int status = -1;
+	pid_t child;
+
+	read_stats(&from);
+	start = now();
+	mark_begin();
+	child = fork();
+	if (!child) {
+		execvp(command[0], command);
+		_exit(127);
+	}
+	if (child > 0)
+		waitpid(child, &status, 0);
+	mark_end();
+	if (status)
+		report_error(name, EIO);
+	else
+		report(name, ops, now() - start, &from);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	int ret = 2;
@@ -662,8 +689,10 @@ int main(int argc, char **argv)
 		ret = bench_vfio(argv[2], argv + 3);
 	else if (argc >= 3 && !strcmp(argv[1], "nvme"))
 		ret = bench_nvme(argv[2]);
+	else if (argc >= 5 && !strcmp(argv[1], "run"))
+		ret = bench_run(argv[2], strtoul(argv[3], NULL, 10), argv + 4);
 	else
 		fprintf(stderr,
-			"usage: iommu-bench kernel|sizes|threads|vfio BDF MIB...|nvme DEVICE\n");
+			"usage: iommu-bench kernel|sizes|threads|vfio BDF MIB...|nvme DEVICE|run NAME OPS COMMAND\n");
 	return ret;
 }
