@@ -37,12 +37,15 @@ static void set_reg(unsigned int reg, uint64_t value)
 	*(volatile uint64_t *)(regs + reg) = value;
 }
 
-/* Have edu read or write 16 bytes there; its buffer is at 0x40000. */
+/*
+ * Have edu read or write 4 bytes there; its buffer is at 0x40000. QEMU would make several
+ * accesses of more, each with a fault of its own.
+ */
 static void dma(uint64_t addr, bool write)
 {
 	set_reg(0x80, write ? 0x40000 : addr);
 	set_reg(0x88, write ? addr : 0x40000);
-	set_reg(0x90, 16);
+	set_reg(0x90, 4);
 	set_reg(0x98, write ? 3 : 1);
 	for (int i = 0; i < 1000 && (*(volatile uint32_t *)(regs + 0x98) & 1); i++)
 		usleep(10000);
