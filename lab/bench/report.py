@@ -131,7 +131,9 @@ Measured: {used(results)}.
 QEMU runs one CPU with `-icount shift=0`, so the guest's clock counts instructions, those of the hypervisor included. A cell is
 map / unmap [traps into Xen of each]. It leaves out the cost of the traps, which differs most between an emulator and a
 processor: each costs what an empty hypercall does in the same boot, in the column noop. `bare` is Linux without Xen,
-`virtio` has QEMU's virtio-iommu, whose device side is not counted, `swiotlb` is a PV dom0 without an IOMMU driver;
+`virtio` has QEMU's virtio-iommu, whose device side is not counted, `nested` is a PVH dom0 with nested translation on AMD-Vi,
+`amd-v1` and `amd-v2` are native Linux with the two table formats of AMD-Vi and without NpCache, for which Linux would flush
+whenever it maps, `passthrough` is without translation (these are on the lab's own QEMU); `swiotlb` is a PV dom0 without an IOMMU driver;
 `strict` and `lazy` are the modes of `iommu.strict=`. `results.json` has all of them, and profiles by function.
 
 ## DMA API, thousands of instructions
