@@ -133,7 +133,13 @@ typedef struct { bool held; } rwlock_t;
 #define rwlock_init(l) (*(l) = (rwlock_t){})
 #define write_lock(l) (assert(!(l)->held), (l)->held = true)
 #define write_unlock(l) (assert((l)->held), (l)->held = false)
-#define read_lock write_lock
+/* What another CPU does just before. */
+static void (*at_read_lock)(void);
+#define read_lock(l) do {                                                  \
+    if ( at_read_lock )                                                    \
+        at_read_lock();                                                    \
+    write_lock(l);                                                         \
+} while ( 0 )
 #define read_unlock write_unlock
 
 static int pcidevs;
@@ -146,7 +152,11 @@ typedef uint64_t paddr_t;
 #undef DOMID_INVALID
 #define DOMID_INVALID 0x7ff4
 struct pv_iommu;
-struct domain_iommu { struct pv_iommu *pv, *pv_init; };
+struct pv_iommu_faults;
+struct domain_iommu {
+    struct pv_iommu *pv, *pv_init;
+    struct pv_iommu_faults *pv_faults;
+};
 struct pci_dev;
 struct domain {
     domid_t domain_id;
@@ -400,7 +410,7 @@ static void *xalloc(size_t n)
 }
 #define xzalloc(t) ((t *)xalloc(sizeof(t)))
 #define xzalloc_array(t, n) ((t *)xalloc(sizeof(t) * (n)))
-#define xfree(p) (xen_allocs--, free(p))
+#define xfree(p) (xen_allocs -= !!(p), free(p))
 #define XFREE(p) do { xfree(p); (p) = NULL; } while ( 0 )
 #define xvfree xfree
 #define XVFREE(p) do { xvfree(p); (p) = NULL; } while ( 0 )

@@ -892,6 +892,7 @@ static void tear_down(long allocs)
     while ( pv_iommu_domain_destroy(&dom0) == -ERESTART )
         ;
     preempt_every = 0;
+    pv_iommu_domain_free(&dom0);
     assert(!dom0.iommu.pv && !heap_used && xen_allocs == allocs);
     for ( i = 0; i < FIRST_HEAP; i++ )
         assert(frame_table[i].count == 1 && !frame_table[i].writable);
@@ -1169,6 +1170,38 @@ static void run_stale(bool translated, int format)
     printf("ok - no stale tables, %s\n", format == FMT_VTD ? "VT-d" : "AMD-Vi");
 }
 
+/* The domain dies while another one's grant, or a toolstack, changes its P2M, or 'o' is pressed. */
+
+static void destroy(void)
+{
+    at_read_lock = NULL;
+    assert(!pv_iommu_domain_destroy(&dom0));
+    pv_iommu_domain_free(&domU);
+}
+
+static void run_dying(void)
+{
+    pv_iommu_init_t init = { NR_CTX, 8 };
+    pv_iommu_alloc_t alloc = {};
+    long allocs = xen_allocs;
+
+    set_up(true, FMT_AMD);
+    assert(!call(IOMMU_init, &init) && !call(IOMMU_alloc_context, &alloc));
+    super_ctx = alloc.ctx_no;
+    assert(super_map(0, 100, 1, 0, 0) == 1);
+
+    assert(ctx_get(dom0.iommu.pv, super_ctx, true));
+    assert(pv_iommu_domain_destroy(&dom0) == -ERESTART);
+    ctx_put(super());
+
+    at_read_lock = destroy;
+    pv_iommu_p2m_changed(&dom0);
+    assert(!at_read_lock);
+    tear_down(allocs);
+
+    printf("ok - the domain dies meanwhile\n");
+}
+
 /* Grants, case by case. */
 
 static void run_grants(bool translated, bool external)
@@ -1203,6 +1236,7 @@ int main(int argc, char **argv)
         run_super(i & 1, i >> 1);
     run_stale(true, FMT_AMD);
     run_stale(true, FMT_VTD);
+    run_dying();
     for ( i = 0; i < 4; i++ )
         run_grants(i & 1, i >> 1);
     for ( i = 0; i < 8; i++ )

@@ -55,6 +55,8 @@ void pv_iommu_release_unmapped(const struct domain *d);
 void pv_iommu_p2m_changed(const struct domain *d);
 /* Free everything, for a domain that dies. May return -ERESTART. */
 int pv_iommu_domain_destroy(struct domain *d);
+/* What remains after that, with the domain itself. */
+void pv_iommu_domain_free(struct domain *d);
 /* The hardware domain's devices have been set up. */
 void pv_iommu_hwdom_init(struct domain *d);
 void pv_iommu_dump(const struct domain *d);
@@ -63,7 +65,6 @@ void pv_iommu_fault(pci_sbdf_t sbdf, uint64_t addr, bool write,
                     unsigned int reason);
 /* IOMMU_get_faults: the number of faults that were moved, or an error. */
 long pv_iommu_get_faults(struct domain *d, unsigned long buf, unsigned long nr);
-void pv_iommu_faults_free(struct domain *d);
 extern bool opt_pv_iommu_no_dma;
 
 #else
@@ -119,11 +120,11 @@ static inline int pv_iommu_domain_destroy(struct domain *d)
     return 0;
 }
 
+static inline void pv_iommu_domain_free(struct domain *d) {}
 static inline void pv_iommu_hwdom_init(struct domain *d) {}
 static inline void pv_iommu_dump(const struct domain *d) {}
 static inline void pv_iommu_fault(pci_sbdf_t sbdf, uint64_t addr, bool write,
                                   unsigned int reason) {}
-static inline void pv_iommu_faults_free(struct domain *d) {}
 
 #endif /* CONFIG_PV_IOMMU */
 

@@ -200,16 +200,36 @@ int ctx_teardown(struct pv_iommu_ctx *ctx)
     return 0;
 }
 
-void ctx_destroy(struct pv_iommu_ctx *ctx)
+/* Take out what was torn down, unless there are others (not own) that use it. */
+int ctx_remove(struct pv_iommu_ctx *ctx, unsigned int own)
 {
-    ASSERT(pcidevs_locked());
+    struct pv_iommu *pv = ctx->pv;
+    bool busy;
 
-    list_del(&ctx->list);
-    if ( ctx->nested )
-        nested_remove(ctx);
-    if ( !ctx->identity )
-        iommu_vcall(&iommu_ops, pv_ctx_destroy, ctx);
-    xfree(ctx);
+    pcidevs_lock();
+
+    spin_lock(&pv->lock);
+    busy = atomic_read(&ctx->users) != own;
+    if ( !busy )
+    {
+        pv->ctx[ctx->no] = NULL;
+        pv->nr_ctx--;
+    }
+    spin_unlock(&pv->lock);
+
+    if ( !busy )
+    {
+        list_del(&ctx->list);
+        if ( ctx->nested )
+            nested_remove(ctx);
+        if ( !ctx->identity )
+            iommu_vcall(&iommu_ops, pv_ctx_destroy, ctx);
+        xfree(ctx);
+    }
+
+    pcidevs_unlock();
+
+    return busy ? -ERESTART : 0;
 }
 
 /* desc: for a nested context, the page by which hardware finds its table. */
@@ -394,29 +414,11 @@ int ctx_free(struct domain *d, struct pv_iommu *pv, unsigned int no,
         rc = -ERESTART;
     if ( !rc )
         rc = ctx_teardown(ctx);
-    if ( rc )
-    {
-        ctx_put(ctx);
-        return rc;
-    }
-
-    pcidevs_lock();
-
     /* But to free it as well. */
-    spin_lock(&pv->lock);
-    if ( atomic_dec_and_test(&ctx->users) )
-    {
-        pv->ctx[ctx->no] = NULL;
-        pv->nr_ctx--;
-    }
-    else
-        rc = -ERESTART;
-    spin_unlock(&pv->lock);
-
     if ( !rc )
-        ctx_destroy(ctx);
-
-    pcidevs_unlock();
+        rc = ctx_remove(ctx, 1);
+    if ( rc )
+        ctx_put(ctx);
 
     return rc;
 }

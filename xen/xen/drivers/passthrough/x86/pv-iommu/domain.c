@@ -183,15 +183,9 @@ int pv_iommu_domain_destroy(struct domain *d)
         }
 
         ctx->dying = true;
-        rc = ctx_teardown(ctx);
+        rc = ctx_teardown(ctx) ?: ctx_remove(ctx, 0);
         if ( rc )
             return rc;
-
-        pcidevs_lock();
-        pv->ctx[no] = NULL;
-        pv->nr_ctx--;
-        ctx_destroy(ctx);
-        pcidevs_unlock();
     }
 
     while ( drain_pool(pv, 256) )
@@ -204,12 +198,18 @@ int pv_iommu_domain_destroy(struct domain *d)
         /* The grants themselves go next. */
         if ( foreign_destroy(pv) )
             return -ERESTART;
-        XVFREE(hd->pv);
     }
     else
         get_knownalive_domain(d);
 
     return 0;
+}
+
+/* Nobody knows the domain anymore. Until now others may change its P2M. */
+void pv_iommu_domain_free(struct domain *d)
+{
+    XVFREE(dom_iommu(d)->pv);
+    XFREE(dom_iommu(d)->pv_faults);
 }
 
 int pv_iommu_lend_pdev(const struct pci_dev *pdev)

@@ -137,12 +137,6 @@ long pv_iommu_get_faults(struct domain *d, unsigned long buf, unsigned long nr)
     return i;
 }
 
-/* The domain has neither vCPUs nor devices anymore. */
-void pv_iommu_faults_free(struct domain *d)
-{
-    XFREE(dom_iommu(d)->pv_faults);
-}
-
 /*
  * Local variables:
  * mode: C

@@ -253,7 +253,7 @@ struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
                                 unsigned int no, unsigned int flags,
                                 const gfn_t *desc, int *rc);
 int ctx_teardown(struct pv_iommu_ctx *ctx);
-void ctx_destroy(struct pv_iommu_ctx *ctx);
+int ctx_remove(struct pv_iommu_ctx *ctx, unsigned int own);
 int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
             const gfn_t *desc, unsigned int *no);
 int ctx_free(struct domain *d, struct pv_iommu *pv, unsigned int no,
