@@ -148,6 +148,8 @@ struct pv_iommu_init {
 struct pv_iommu_alloc {
 	/* OUT: number of the new context. */
 	u16 ctx_no;
+	/* IN: 0. */
+	u16 pad;
 	/* IN: IOMMU_ALLOC_* */
 	u32 alloc_flags;
 };
@@ -165,6 +167,8 @@ struct pv_iommu_alloc {
 struct pv_iommu_free {
 	/* IN: context to free. */
 	u16 ctx_no;
+	/* IN: 0. */
+	u16 pad;
 	/* IN: IOMMU_FREE_* */
 	u32 free_flags;
 };
@@ -191,6 +195,8 @@ struct pv_iommu_free {
 struct pv_iommu_map_pages {
 	/* IN: context to map into. */
 	u16 ctx_no;
+	/* IN: 0. */
+	u16 pad[3];
 	/* IN: first frame of the caller. */
 	u64 gfn;
 	/* IN: first device frame. */
@@ -225,6 +231,8 @@ struct pv_iommu_map_pages {
 struct pv_iommu_unmap_pages {
 	/* IN: context to unmap from. */
 	u16 ctx_no;
+	/* IN: 0. */
+	u16 pad[3];
 	/* IN: first device frame. */
 	u64 dfn;
 	/* IN: page size in bytes, one of pgsize_mask. */
@@ -247,6 +255,8 @@ struct pv_iommu_unmap_pages {
 struct pv_iommu_flush_pages {
 	/* IN: context to flush. */
 	u16 ctx_no;
+	/* IN: 0. */
+	u16 pad[3];
 	/* IN: first device frame. */
 	u64 dfn;
 	/* IN: page size in bytes, one of pgsize_mask. */
@@ -388,6 +398,8 @@ struct pv_iommu_nested_format {
 struct pv_iommu_alloc_nested {
 	/* OUT: number of the new context. */
 	u16 ctx_no;
+	/* IN: 0. */
+	u16 pad[3];
 	/* IN: frame of the root of the table. */
 	u64 pgtable_gfn;
 	/* IN: IOMMU_NESTED_FMT_* */

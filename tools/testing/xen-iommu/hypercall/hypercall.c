@@ -60,14 +60,15 @@ enum {
 
 struct caps { uint64_t max_iova; uint32_t flags, pgsizes, max_pasid; uint16_t max_ctx, pad; };
 struct init { uint32_t max_ctx, order; };
-struct alloc { uint16_t ctx; uint32_t flags; };
-struct freectx { uint16_t ctx; uint32_t flags; };
-struct map { uint16_t ctx; uint64_t gfn, dfn; uint32_t flags, pgsize, nr, mapped; };
-struct unmap { uint16_t ctx; uint64_t dfn; uint32_t pgsize, nr, unmapped, flags; };
-struct flush { uint16_t ctx; uint64_t dfn; uint32_t pgsize, nr; };
+/* The context has 16 bits in all of them. The rest, here part of it, must be zero. */
+struct alloc { uint32_t ctx, flags; };
+struct freectx { uint32_t ctx, flags; };
+struct map { uint64_t ctx, gfn, dfn; uint32_t flags, pgsize, nr, mapped; };
+struct unmap { uint64_t ctx, dfn; uint32_t pgsize, nr, unmapped, flags; };
+struct flush { uint64_t ctx, dfn; uint32_t pgsize, nr; };
 struct reattach { uint16_t ctx, seg; uint8_t bus, devfn; uint32_t pasid; };
 struct run { uint64_t gfn, dfn, nr; };
-struct nested { uint16_t ctx; uint64_t root, flags, desc; };
+struct nested { uint64_t ctx, root, flags, desc; };
 struct format { uint64_t pgsizes; uint32_t flags; uint8_t in, out; uint16_t pad; };
 
 _Static_assert(sizeof(struct caps) == 24 && sizeof(struct map) == 40, "layout");
@@ -303,7 +304,7 @@ static int new_ctx(unsigned int flags)
 	struct alloc op = { .ctx = 0xdead, .flags = flags };
 	long ret = iommu(ALLOC, &op);
 
-	return ret < 0 ? ret : op.ctx;
+	return ret < 0 ? ret : (int)op.ctx;
 }
 
 static long free_ctx(unsigned int ctx, unsigned int flags)
@@ -496,6 +497,29 @@ static void test_interrupts(void)
 	want_eq(map(ctx, 0xfef00, frame[0], 1, RD, SZ_4K, &done), 0);
 	want_eq(free_ctx(ctx, 0), 0);
 	report("interrupts");
+}
+
+/* What is between the fields must be zero. */
+static void test_padding(void)
+{
+	uint64_t bits[] = { 1ul << 16, 1ul << 32, 1ul << 63 };
+	int ctx = new_ctx(0);
+	unsigned int done;
+
+	want_eq(map(ctx, 0, frame[0], 1, RD, SZ_4K, &done), 0);
+	for (int i = 0; i < 3; i++) {
+		struct map m = { ctx | bits[i], frame[0], 1, RD, SZ_4K, 1, 0 };
+		struct unmap u = { ctx | bits[i], 0, SZ_4K, 1, 0, 0 };
+		struct flush f = { ctx | bits[i], 0, SZ_4K, 1 };
+
+		want_eq(iommu(MAP, &m), -EINVAL);
+		want_eq(iommu(UNMAP, &u), -EINVAL);
+		want_eq(iommu(FLUSH, &f), -EINVAL);
+	}
+	want_eq(iommu(ALLOC, &(struct alloc){ 1 << 16, 0 }), -EINVAL);
+	want_eq(free_ctx(ctx | 1 << 31, 0), -EINVAL);
+	want_eq(free_ctx(ctx, 0), 0);
+	report("padding");
 }
 
 static void test_superpage(void)
@@ -711,7 +735,7 @@ static long new_nested(uint64_t root, uint64_t flags, uint64_t desc)
 	struct nested op = { .ctx = 0xdead, .root = root, .flags = flags, .desc = desc };
 	long ret = iommu(ALLOC_NESTED, &op);
 
-	return ret < 0 ? ret : op.ctx;
+	return ret < 0 ? ret : (int)op.ctx;
 }
 
 /* Contexts whose page table is ours: here an empty one, in a page that is ours and zero. */
@@ -1471,7 +1495,7 @@ int main(int argc, char **argv)
 		return 1;
 	pv = !strncmp(type, "PV\n", 3);
 
-	printf("1..%d\n", only_flush ? 1 : 19);
+	printf("1..%d\n", only_flush ? 1 : 20);
 	find_edu();
 	pages = current_pages();
 	if (get_frames() || get_lists()) {
@@ -1490,6 +1514,7 @@ int main(int argc, char **argv)
 	free_before = free_pages();
 	test_contexts();
 	test_map();
+	test_padding();
 	test_superpage();
 	test_interrupts();
 	test_deferred();

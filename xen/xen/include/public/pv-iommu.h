@@ -159,6 +159,8 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_init_t);
 struct pv_iommu_alloc {
     /* OUT: number of the new context. */
     uint16_t ctx_no;
+    /* IN: 0. */
+    uint16_t pad;
     /* IN: IOMMU_ALLOC_* */
     uint32_t alloc_flags;
 };
@@ -179,6 +181,8 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_alloc_t);
 struct pv_iommu_free {
     /* IN: context to free. */
     uint16_t ctx_no;
+    /* IN: 0. */
+    uint16_t pad;
     /* IN: IOMMU_FREE_* */
     uint32_t free_flags;
 };
@@ -209,6 +213,8 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_free_t);
 struct pv_iommu_map_pages {
     /* IN: context to map into. */
     uint16_t ctx_no;
+    /* IN: 0. */
+    uint16_t pad[3];
     /* IN: first frame of the caller. */
     uint64_t gfn;
     /* IN: first device frame. */
@@ -244,6 +250,8 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_map_pages_t);
 struct pv_iommu_unmap_pages {
     /* IN: context to unmap from. */
     uint16_t ctx_no;
+    /* IN: 0. */
+    uint16_t pad[3];
     /* IN: first device frame. */
     uint64_t dfn;
     /* IN: page size in bytes, one of pgsize_mask. */
@@ -268,6 +276,8 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_unmap_pages_t);
 struct pv_iommu_flush_pages {
     /* IN: context to flush. */
     uint16_t ctx_no;
+    /* IN: 0. */
+    uint16_t pad[3];
     /* IN: first device frame. */
     uint64_t dfn;
     /* IN: page size in bytes, one of pgsize_mask. */
@@ -431,6 +441,8 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_nested_format_t);
 struct pv_iommu_alloc_nested {
     /* OUT: number of the new context. */
     uint16_t ctx_no;
+    /* IN: 0. */
+    uint16_t pad[3];
     /* IN: frame of the root of the table. */
     uint64_t pgtable_gfn;
     /* IN: IOMMU_NESTED_FMT_* */

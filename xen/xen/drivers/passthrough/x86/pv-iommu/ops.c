@@ -144,6 +144,12 @@ static int op_init(struct domain *d, bool continued,
     return init_domain(d, op.max_ctx_no, 1UL << op.arena_order, continued);
 }
 
+/* Those of three elements: what is to be zero may mean something one day. */
+static bool pad_ok(const uint16_t *pad)
+{
+    return !(pad[0] | pad[1] | pad[2]);
+}
+
 static int op_alloc(struct domain *d, struct pv_iommu *pv,
                     XEN_GUEST_HANDLE_PARAM(void) arg)
 {
@@ -154,7 +160,8 @@ static int op_alloc(struct domain *d, struct pv_iommu *pv,
     if ( copy_from_guest(&op, arg, 1) )
         return -EFAULT;
 
-    if ( op.alloc_flags & ~(IOMMU_ALLOC_identity | IOMMU_ALLOC_empty) ||
+    if ( op.pad ||
+         op.alloc_flags & ~(IOMMU_ALLOC_identity | IOMMU_ALLOC_empty) ||
          op.alloc_flags == (IOMMU_ALLOC_identity | IOMMU_ALLOC_empty) )
         return -EINVAL;
 
@@ -185,7 +192,7 @@ static int op_alloc_nested(struct domain *d, struct pv_iommu *pv,
     if ( copy_from_guest(&op, arg, 1) )
         return -EFAULT;
 
-    if ( op.nested_flags & ~(IOMMU_NESTED_FMT_mask + 0UL) )
+    if ( !pad_ok(op.pad) || op.nested_flags & ~(IOMMU_NESTED_FMT_mask + 0UL) )
         return -EINVAL;
 
     if ( !nested_format(d, op.nested_flags) )
@@ -311,7 +318,7 @@ static int op_map(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
         return -EFAULT;
 
     order = pgsize_order(op.pgsize);
-    if ( order < 0 || !map_flags_ok(op.map_flags) ||
+    if ( order < 0 || !pad_ok(op.pad) || !map_flags_ok(op.map_flags) ||
          ((op.dfn | op.gfn) & ((1UL << order) - 1)) )
         return -EINVAL;
 
@@ -348,7 +355,7 @@ static int op_unmap(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
         return -EFAULT;
 
     order = pgsize_order(op.pgsize);
-    if ( order < 0 || !unmap_flags_ok(op.unmap_flags) ||
+    if ( order < 0 || !pad_ok(op.pad) || !unmap_flags_ok(op.unmap_flags) ||
          (op.dfn & ((1UL << order) - 1)) )
         return -EINVAL;
 
@@ -380,6 +387,9 @@ static int op_flush(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
 
     if ( copy_from_guest(&op, arg, 1) )
         return -EFAULT;
+
+    if ( !pad_ok(op.pad) )
+        return -EINVAL;
 
     if ( op.nr_pages )
     {
@@ -630,6 +640,7 @@ static void __init __maybe_unused build_assertions(void)
 
     SIZE(alloc, 8);
     FIELD(alloc, ctx_no, 0);
+    FIELD(alloc, pad, 2);
     FIELD(alloc, alloc_flags, 4);
 
     SIZE(free, 8);
