@@ -245,12 +245,17 @@ static int op_free(struct domain *d, struct pv_iommu *pv,
                    XEN_GUEST_HANDLE_PARAM(void) arg)
 {
     struct pv_iommu_free op;
+    int rc;
 
     if ( copy_from_guest(&op, arg, 1) )
         return -EFAULT;
 
-    if ( op.free_flags & ~IOMMU_FREE_reattach_default )
+    if ( op.pad || op.free_flags & ~IOMMU_FREE_reattach_default )
         return -EINVAL;
+
+    rc = op.free_flags ? xsm_iommu_op(XSM_OTHER, d, IOMMU_reattach_device) : 0;
+    if ( rc )
+        return rc;
 
     return ctx_free(d, pv, op.ctx_no, op.free_flags);
 }
