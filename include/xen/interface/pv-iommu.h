@@ -435,9 +435,6 @@ struct pv_iommu_alloc_nested {
  * while none was waiting. Faults for which there is no room are only counted.
  */
 
-/* Global; in Xen's headers it is in xen.h. */
-#define VIRQ_IOMMU                  14
-
 /* The device wanted to write. */
 #define IOMMU_FAULT_write           BIT(0)
 
