@@ -61,6 +61,19 @@ def caching_mode(dom0):
     return case
 
 
+def hostile(dom0, iommu, name="", **kw):
+    """Random calls without the driver, while another domain does its worst; the devices must work afterwards."""
+    return works(dom0, iommu, f"-hostile{name}", expect="none", dom0_args="xen_iommu.enable=0",
+                 xen_args="guest_loglvl=error",
+                 env={"LAB_TESTS": "'hypercall-hostile disk-read disk-write'", "LAB_FUZZ": 20000, "LAB_IOMMU": "none"}, **kw)
+
+
+def shadow(iommu):
+    """A PVH dom0 maps a guest's page table for DMA, on a Xen that shadows those."""
+    return works("pvh", iommu, "-shadow", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
+                 env={"LAB_TESTS": "hypercall-shadow", "LAB_IOMMU": "none"})
+
+
 def drafts(dom0, iommu, name="", **kw):
     return works(dom0, iommu, f"-drafts{name}", xen="drafts", xen_args="pv-iommu=drafts",
                  env={"LAB_TESTS": f"'capabilities {STANDARD}'", "LAB_CAPS_SET": DEFAULT_IDENTITY,
@@ -74,6 +87,7 @@ CASES = {
     "no-intremap-pvh-vtd": no_intremap("pvh", "vtd"),
     "caching-mode-pvh-vtd": caching_mode("pvh"),
     "reserved-pvh-vtd": reserved("pvh"),
+    "hostile-pvh-vtd": hostile("pvh", "vtd", xen="debug"),
     "drafts-pvh-vtd": drafts("pvh", "vtd"),
     "drafts-pv-vtd": drafts("pv", "vtd"),
 }
@@ -85,6 +99,10 @@ EXTRA = {
     "no-intremap-pv-amd": no_intremap("pv", "amd"),
     "caching-mode-pv-vtd": caching_mode("pv"),
     "reserved-pv-vtd": reserved("pv"),
+    **{f"hostile{name}-{dom0}-{iommu}": hostile(dom0, iommu, name, xen=xen)
+       for dom0 in ("pvh", "pv") for iommu in ("vtd", "amd") for name, xen in (("", "debug"), ("-release", "ours"))
+       if (dom0, iommu, xen) != ("pvh", "vtd", "debug")},
+    **{f"shadow-pvh-{iommu}": shadow(iommu) for iommu in ("vtd", "amd")},
     "drafts-pvh-amd": drafts("pvh", "amd"),
     "drafts-pv-amd": drafts("pv", "amd"),
     "drafts-pv-vtd-translated": drafts("pv", "vtd", "-translated", expect="translated",

@@ -1224,6 +1224,11 @@ struct fuzz {
 
 static unsigned long fuzz_calls = 50000;
 
+/* Frames of other domains, which come and go meanwhile; 0 for none. */
+#define NR_FOREIGN	28
+static volatile uint64_t foreign[NR_FOREIGN];
+static unsigned int nr_foreign;
+
 static uint64_t rnd(struct fuzz *f)
 {
 	f->state ^= f->state << 13;
@@ -1257,6 +1262,13 @@ static uint64_t a_dfn(struct fuzz *f)
 
 static uint64_t a_gfn(struct fuzz *f)
 {
+	uint64_t gfn;
+
+	if (nr_foreign && !pick(f, 3)) {
+		gfn = foreign[pick(f, nr_foreign)];
+		if (gfn)
+			return gfn;
+	}
 	if (!pick(f, 20))
 		return wild(f);
 	/* In PV Linux could not use a page as page table that was mapped writable. */
