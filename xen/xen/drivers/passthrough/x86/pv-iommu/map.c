@@ -10,7 +10,7 @@
 #include "private.h"
 
 /* Frames that are made dead before they are flushed and released. */
-#define UNMAP_BATCH     16384
+#define UNMAP_BATCH     4096
 /* Runs to unmap between two checks for preemption. */
 #define RUNS_PREEMPT    8
 /* Pieces of runs that are looked up, and entered, at once. */
