@@ -34,9 +34,9 @@
  *
  * Where this differs from the drafts, as implemented up to v7: IOMMU_init does
  * not allocate a context, fails the second time, and can be repeated after a
- * failure; a context that could not be freed stays usable; unknown flags, page
- * sizes that are not supported, and addresses beyond max_iova_addr are refused
- * rather than ignored; a whole range is checked for reserved regions.
+ * failure; a context that could not be freed stays usable; unknown flags, padding
+ * that is not zero, page sizes that are not supported, and addresses beyond
+ * max_iova_addr are refused rather than ignored; a whole range is checked for reserved regions.
  */
 
 /* Sub-ops. */
