@@ -304,6 +304,13 @@ static bool iommu_non_coherent = true;
 static bool iommu_snoop = true;
 #define iommu_sync_cache(p, n) ((void)(p))
 
+/* References taken and dropped since the last check for preemption. */
+static unsigned long stretch, longest_stretch;
+static void one_more(void)
+{
+    longest_stretch = max(longest_stretch, ++stretch);
+}
+
 #define PGT_writable_page 1
 static int p2m_locks;
 static bool tlb_has_frame(unsigned long mfn, bool write);
@@ -313,6 +320,7 @@ static struct domain *page_get_owner_and_reference(struct page_info *pg)
 {
     if ( !pg->owner )
         return NULL;
+    one_more();
     pg->count++;
     return pg->owner;
 }
@@ -328,6 +336,7 @@ static bool get_page_type(struct page_info *pg, unsigned long type)
 static void put_page(struct page_info *pg)
 {
     assert(pg->count > 0);
+    one_more();
     if ( !--pg->count )
         assert(!tlb_has_frame(pg - frame_table, false));
 }
@@ -446,6 +455,7 @@ static bool preempted;
 static bool hypercall_preempt_check(void)
 {
     assert(!lock_depth && !pcidevs);
+    stretch = 0;
     return preempt_every && !(++preempt_count % preempt_every);
 }
 #define __HYPERVISOR_iommu_op 43

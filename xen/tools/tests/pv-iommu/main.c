@@ -320,6 +320,7 @@ static long call_regs(unsigned int op, unsigned long a1, unsigned long a2,
     cont_arg[3] = a4;
     do {
         preempted = false;
+        stretch = 0;
         ret = do_iommu_op(op, cont_arg[0], cont_arg[1], cont_arg[2],
                           cont_arg[3]);
         op = cont_op;
@@ -1170,6 +1171,40 @@ static void run_stale(bool translated, int format)
     printf("ok - no stale tables, %s\n", format == FMT_VTD ? "VT-d" : "AMD-Vi");
 }
 
+/* What a call does between two checks for preemption is bounded. */
+static void run_long(bool translated)
+{
+    const unsigned long dfn = 1, gfn = 2000, nr = 6000;
+    pv_iommu_init_t init = { NR_CTX, 10 };
+    pv_iommu_alloc_t alloc = {};
+    pv_iommu_free_t op;
+    long allocs = xen_allocs;
+    unsigned long map, unmap, i;
+
+    set_up(translated, FMT_VTD);
+    for ( i = 0; i < nr; i++ )
+        p2m_type[gfn + i] = p2m_ram_rw;
+    assert(!call(IOMMU_init, &init) && !call(IOMMU_alloc_context, &alloc));
+    super_ctx = alloc.ctx_no;
+    longest_stretch = 0;
+    assert(super_map(dfn, gfn, nr, 0, 0) == nr);
+    map = longest_stretch;
+    longest_stretch = 0;
+    assert(super_unmap(dfn, nr, 0, 0) == nr);
+    unmap = longest_stretch;
+    assert(super_map(dfn, gfn, nr, 0, 0) == nr);
+    longest_stretch = 0;
+    op = (pv_iommu_free_t){ .ctx_no = super_ctx };
+    assert(!call(IOMMU_free_context, &op));
+    printf("# longest stretches: %lu frames mapped, %lu unmapped, %lu of a context that is freed\n",
+           map, unmap, longest_stretch);
+    assert(map <= 2 * PT_ENTRIES && unmap <= 4096 + PT_ENTRIES &&
+           longest_stretch <= 8 * PT_ENTRIES);
+    tear_down(allocs);
+
+    printf("ok - long calls, %s\n", translated ? "PVH" : "PV");
+}
+
 /* The domain dies while another one's grant, or a toolstack, changes its P2M, or 'o' is pressed. */
 
 static void destroy(void)
@@ -1237,6 +1272,8 @@ int main(int argc, char **argv)
     run_stale(true, FMT_AMD);
     run_stale(true, FMT_VTD);
     run_dying();
+    run_long(false);
+    run_long(true);
     for ( i = 0; i < 4; i++ )
         run_grants(i & 1, i >> 1);
     for ( i = 0; i < 8; i++ )
