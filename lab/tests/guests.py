@@ -30,7 +30,7 @@ def guests(mode, tests=SHORT, cycles=2, what="", qemu_args="", **kw):
 
     def case(lab):
         fits(dom0, "vtd")
-        booted(lab, f"guests-{mode}{what}", dom0=dom0, iommu="vtd", root="debian", expect=expect, dom0_args=args,
+        booted(lab, f"guests-{mode}{what}", dom0=dom0, iommu="vtd", root="debian", expect=expect, dom0_args=args, cpus=1,
                qemu_args=CPU.get(dom0, "") + qemu_args,
                env={"LAB_TESTS": f"'{' '.join(tests)}'", "LAB_GUEST_CYCLES": cycles}, **{"timeout": 1500, **kw})
     return case
@@ -59,7 +59,10 @@ def from_packages(dom0, tests=("groups", "boot-log", "guest-io")):
     return case
 
 
-CASES = {}
+CASES = {
+    # In the configuration that users get: a PVH dom0, lazy mode, a PV and a PVH guest.
+    "guests-pvh-lazy-io": guests("pvh-lazy", ("groups", "guest-io", "guest-gntdev"), what="-io"),
+}
 
 # They take long under emulation: only by name.
 EXTRA = {
