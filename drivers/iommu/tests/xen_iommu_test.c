@@ -13,6 +13,7 @@
  */
 #include <kunit/test.h>
 #include <linux/completion.h>
+#include <linux/delay.h>
 #include <linux/hrtimer.h>
 #include <linux/kthread.h>
 #include <linux/panic.h>
@@ -1648,6 +1649,38 @@ static void concurrent_attaches_and_frees(struct kunit *test)
 	xt_run_workers(test->priv, xt_attacher);
 }
 
+static int xt_free_worker(void *data)
+{
+	struct xt_worker *w = data;
+
+	xt_free_domain(&w->xt, w->xt.domain);
+	complete(&w->done);
+	return 0;
+}
+
+/* Devices may come and go while a domain that they are in is freed. */
+static void domain_free_waits_for_the_mutex(struct kunit *test)
+{
+	struct xt *xt = test->priv;
+	struct xt_worker *w = kunit_kzalloc(test, sizeof(*w), GFP_KERNEL);
+	struct iommu_domain *domain = xt->domain;
+	struct xen_iommu_dev *xdev = dev_iommu_priv_get(xt_device(xt, 0));
+
+	KUNIT_ASSERT_NOT_NULL(test, w);
+	EXPECT_EQ(xt_attach(xt, domain, 0), 0);
+	w->xt = *xt;
+	xt->nr_doms = 0;
+	init_completion(&w->done);
+	mutex_lock(&xen_iommu->mutex);
+	w->task = kthread_run(xt_free_worker, w, "xen-iommu-free");
+	msleep(50);
+	EXPECT(xdev->domain == domain);
+	mutex_unlock(&xen_iommu->mutex);
+	KUNIT_ASSERT_FALSE(test, IS_ERR(w->task));
+	wait_for_completion(&w->done);
+	EXPECT(!xdev->domain);
+}
+
 struct xt_irq {
 	struct hrtimer timer;
 	struct completion done;
@@ -2691,6 +2724,7 @@ static struct kunit_case xen_iommu_test_cases[] = {
 	KUNIT_CASE(nested_is_not_for_everybody),
 	KUNIT_CASE_PARAM(concurrent_maps_and_unmaps, conf_gen_params),
 	KUNIT_CASE_PARAM(concurrent_attaches_and_frees, conf_gen_params),
+	KUNIT_CASE_PARAM(domain_free_waits_for_the_mutex, conf_gen_params),
 	KUNIT_CASE_PARAM(map_and_unmap_in_interrupt, conf_gen_params),
 	KUNIT_CASE_PARAM(map_and_unmap_during_a_call, conf_gen_params),
 	KUNIT_CASE_PARAM(capabilities_are_honest, conf_gen_params),
