@@ -30,12 +30,19 @@ find_id() {
 
 # move DEVICE DRIVER: give the device to it
 move() {
-	if [ -e "$PCI/$1/driver" ]; then
-		echo "$1" > "$PCI/$1/driver/unbind"
-	fi
 	echo "$2" > "$PCI/$1/driver_override"
-	echo "$1" > /sys/bus/pci/drivers_probe
-	[ "$(basename "$(readlink "$PCI/$1/driver")")" = "$2" ] || fail "$2 has not taken $1"
+	tries=0
+	# After a rescan, another driver's probe may be on its way.
+	while :; do
+		if [ -e "$PCI/$1/driver" ]; then
+			echo "$1" > "$PCI/$1/driver/unbind"
+		fi
+		echo "$1" > /sys/bus/pci/drivers_probe
+		[ "$(basename "$(readlink "$PCI/$1/driver")")" != "$2" ] || break
+		tries=$((tries + 1))
+		[ $tries -lt 50 ] || fail "$2 has not taken $1"
+		sleep 0.2
+	done
 }
 
 # wait_until WHAT COMMAND...: for as long as it takes; the lab ends what hangs
