@@ -76,6 +76,7 @@ guest() {
 		vcpus = 1
 		disk = [ $disks ]
 		vif = [ "mac=00:16:3e:00:00:$(printf %02x "$address"), script=$HERE/vif" ]
+		${MORE:-}
 		on_poweroff = "destroy"
 		on_reboot = "destroy"
 		on_crash = "destroy"
