@@ -61,7 +61,6 @@ typedef struct { unsigned int counter; } atomic_t;
 #define write_atomic(p, v) (*(volatile typeof(*(p)) *)(p) = (v))
 #define smp_wmb()
 #define smp_mb()
-#define cpu_relax()
 #define array_index_nospec(i, n) (i)
 #define printk(fmt, ...) ((void)(fmt))
 #define panic(fmt, ...) abort()

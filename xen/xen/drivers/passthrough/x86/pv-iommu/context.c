@@ -84,9 +84,8 @@ void pv_iommu_release_unmapped(const struct domain *d)
         if ( !ACCESS_ONCE(pv->ctx[no]) || !(ctx = ctx_get(pv, no, false)) )
             continue;
 
-        if ( ACCESS_ONCE(ctx->def_head) != ACCESS_ONCE(ctx->def_tail) )
-            while ( flush_deferred(ctx, false) )
-                cpu_relax();
+        while ( flush_deferred(ctx, false) )
+            continue;
         ctx_put(ctx);
     }
 }

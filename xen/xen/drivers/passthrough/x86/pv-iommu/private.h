@@ -3,6 +3,7 @@
  * PV-IOMMU: a domain manages I/O address spaces (contexts) for its devices.
  * See docs/designs/pv-iommu.md for the concept.
  *
+ *   abi.c       what callers know of the hypercall
  *   ops.c       the hypercall: validation, copying, continuations; parameters
  *   domain.c    the life of a domain that has contexts
  *   map.c       runs of frames into a context, and out of it
