@@ -20,7 +20,7 @@ translated() {
 	[ "$(basename "$(readlink "$1/iommu")")" = xen-iommu ] || fail "$1 is not xen-iommu's"
 	type=$(cat "$1/iommu_group/type")
 	say "$1: group $(basename "$(readlink "$1/iommu_group")"), domain $type"
-	case $type in DMA | DMA-FQ) ;; *) fail "domain $type" ;; esac
+	[ "$type" = "$(dma_type)" ] || fail "domain $type, expected $(dma_type)"
 }
 wait_for() {
 	n=0
@@ -113,7 +113,7 @@ for round in 1 2 3; do
 	dev=$(in_slot)
 	type=$(cat "$PCI/$dev/iommu_group/type")
 	say "$dev: group $(basename "$(readlink "$PCI/$dev/iommu_group")"), domain $type"
-	case $type in DMA | DMA-FQ) ;; *) fail "domain $type" ;; esac
+	[ "$type" = "$(dma_type)" ] || fail "domain $type, expected $(dma_type)"
 	wait_until "a disk of $dev" has_disk
 	right_data
 	if [ "$round" = 2 ]; then

@@ -237,9 +237,7 @@ int main(void)
 	unsigned int done;
 	int ctx;
 
-	setlinebuf(stdout);
-	mlockall(MCL_CURRENT | MCL_FUTURE);
-	privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
+	start();
 	printf("KTAP version 1\n");
 	find_edu();
 	if (privcmd < 0 || iommu(QUERY, &caps) || !have_edu) {
@@ -247,8 +245,8 @@ int main(void)
 		return 4;
 	}
 	printf("1..%d\n", caps.flags & CAP_NESTED ? 9 : 6);
-	if (iommu(INIT, &init) || iommu(QUERY, &caps) || get_frames() || !start_edu() ||
-	    (caps.flags & CAP_NESTED && get_lists())) {
+	if (iommu(INIT, &init) || iommu(QUERY, &caps) || !find_guest_type() || get_frames() ||
+	    get_lists() || !start_edu()) {
 		printf("Bail out! not ready: %d\n", errno);
 		return 1;
 	}

@@ -198,17 +198,11 @@ static void test_dies(int ctx)
 int main(void)
 {
 	struct init init = { 64, 12 };
-	char type[16] = "";
-	FILE *file;
 	int ctx;
 
-	setlinebuf(stdout);
-	mlockall(MCL_CURRENT | MCL_FUTURE);
-	privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
-	file = fopen("/sys/hypervisor/guest_type", "r");
-	if (privcmd < 0 || !file || !fgets(type, sizeof(type), file))
+	start();
+	if (privcmd < 0 || !find_guest_type())
 		return 1;
-	pv = !strncmp(type, "PV\n", 3);
 	printf("KTAP version 1\n1..6\n");
 	iommu(INIT, &init);
 	if (iommu(QUERY, &caps) || (ctx = new_ctx(0)) <= 0 || !open_domain()) {

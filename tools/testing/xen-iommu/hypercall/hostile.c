@@ -315,9 +315,7 @@ int main(int argc, char **argv)
 {
 	uint64_t seed = time(NULL) ^ getpid();
 	struct init init = { 64, 10 };
-	char type[16] = "";
 	long own;
-	FILE *file;
 	int opt;
 
 	fuzz_calls = 20000;
@@ -328,13 +326,9 @@ int main(int argc, char **argv)
 		default: return 2;
 		}
 	}
-	setlinebuf(stdout);
-	mlockall(MCL_CURRENT | MCL_FUTURE);
-	privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
-	file = fopen("/sys/hypervisor/guest_type", "r");
-	if (privcmd < 0 || !file || !fgets(type, sizeof(type), file))
+	start();
+	if (privcmd < 0 || !find_guest_type())
 		return 1;
-	pv = !strncmp(type, "PV\n", 3);
 	nr_foreign = NR_FOREIGN;
 	printf("KTAP version 1\n1..5\n# seed %lu (-s)\n", (long)seed);
 	find_edu();

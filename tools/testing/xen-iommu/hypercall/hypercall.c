@@ -136,6 +136,27 @@ static long iommu_regs(unsigned int subop, unsigned int ctx, unsigned int flags,
 	return hypercall5(IOMMU_OP, subop, ctx | (unsigned long)flags << 32, a2, a3, a4);
 }
 
+/* What all of these programs begin with. */
+static void start(void)
+{
+	setlinebuf(stdout);
+	mlockall(MCL_CURRENT | MCL_FUTURE);
+	privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
+}
+
+/* Sets pv. */
+static bool find_guest_type(void)
+{
+	char type[16] = "";
+	FILE *file = fopen("/sys/hypervisor/guest_type", "r");
+
+	if (!file || !fgets(type, sizeof(type), file))
+		return false;
+	fclose(file);
+	pv = !strncmp(type, "PV\n", 3);
+	return true;
+}
+
 /*
  * Memory for lists of runs, and what its address is for the hypervisor: guest
  * physical, where it must be contiguous, except in a PV domain.
@@ -1469,9 +1490,7 @@ int main(int argc, char **argv)
 	uint64_t seed = time(NULL) ^ getpid();
 	unsigned int threads = 2, cycles = 10000;
 	long pages, free_before;
-	char type[16] = "";
 	bool query = false, only_flush = false;
-	FILE *file;
 	int opt;
 
 	while ((opt = getopt(argc, argv, "s:n:t:c:qf")) != -1) {
@@ -1486,8 +1505,7 @@ int main(int argc, char **argv)
 		}
 	}
 
-	mlockall(MCL_CURRENT | MCL_FUTURE);
-	privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
+	start();
 	if (query) {
 		if (privcmd < 0 || iommu(QUERY, &caps))
 			return 1;
@@ -1495,17 +1513,14 @@ int main(int argc, char **argv)
 		return 0;
 	}
 
-	setlinebuf(stdout);
 	printf("KTAP version 1\n");
 	printf("# seed %lu (-s)\n", (long)seed);
 	if (privcmd < 0 || iommu(NOOP, NULL)) {
 		printf("1..0 # SKIP no hypervisor with PV-IOMMU\n");
 		return 4;
 	}
-	file = fopen("/sys/hypervisor/guest_type", "r");
-	if (!file || !fgets(type, sizeof(type), file))
+	if (!find_guest_type())
 		return 1;
-	pv = !strncmp(type, "PV\n", 3);
 
 	printf("1..%d\n", only_flush ? 1 : 20);
 	find_edu();

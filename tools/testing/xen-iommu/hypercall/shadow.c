@@ -132,9 +132,7 @@ int main(void)
 	long dom;
 	int ctx;
 
-	setlinebuf(stdout);
-	mlockall(MCL_CURRENT | MCL_FUTURE);
-	privcmd = open("/dev/xen/privcmd", O_RDWR | O_CLOEXEC);
+	start();
 	printf("KTAP version 1\n1..1\n");
 	iommu(INIT, &init);
 	ctx = new_ctx(0);

@@ -64,7 +64,7 @@ fault_log() {
 	fi
 }
 
-# QEMU's AMD-Vi does not hand out its events: the register of the log's tail stays 0. Ours does, says LAB_AMD_EVENTS.
+# Debian's QEMU never moves the tail of amd-iommu's event log; the one that the lab builds does, and sets LAB_AMD_EVENTS.
 faults_are_told() {
 	[ "$LAB_IOMMU" != amd ] || [ -n "${LAB_AMD_EVENTS:-}" ]
 }
@@ -152,4 +152,29 @@ xen_contexts() {
 tables_in_use() {
 	xen_contexts
 	awk '/PV-IOMMU: / { print $(NF - 2) - $(NF - 4) }' /tmp/key
+}
+
+# The type of the DMA API's domains, as the kernel's command line and Xen's capabilities want it.
+dma_type() {
+	strict=$(tr ' ' '\n' < /proc/cmdline | sed -n 's/^iommu\.strict=//p' | tail -n 1)
+	# IOMMUCAP_deferred_unmap
+	caps=$(dmesg | sed -n 's/.*xen-iommu: .*, capabilities \(0x[0-9a-f]*\),.*/\1/p')
+	if [ "${strict:-0}" = 1 ] || { on_xen && [ $((${caps:-0} >> 17 & 1)) = 0 ]; }; then
+		echo DMA
+	else
+		echo DMA-FQ
+	fi
+}
+
+# For programs that make the hypercalls themselves.
+without_driver() {
+	[ ! -d "$CLASS" ] || fail "the driver has the contexts: boot with xen_iommu.enable=0"
+}
+
+# hypercalls COMMAND...: end with the KTAP and the exit code of such a program
+hypercalls() {
+	status=0
+	"$@" > /tmp/hypercall || status=$?
+	sed 's/^/    /' /tmp/hypercall
+	exit "$status"
 }
