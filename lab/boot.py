@@ -14,7 +14,7 @@ from pathlib import Path
 import build
 import judge
 import machines
-from util import LOGS, Fail, clean_env, die_with_parent, kill_group, lock, output, say
+from util import LOGS, Fail, clean_env, die_with_parent, kill_group, lock, qemu_version, say
 
 OLDEST_QEMU = (7, 2)
 POWER_OFF = 60          # seconds from the verdict to QEMU's end
@@ -78,13 +78,11 @@ class Result:
 
 
 def check_qemu(qemu):
-    text = output([qemu, "--version"]) if shutil.which(qemu) else None
-    found = re.search(r"version (\d+)\.(\d+)", text or "")
-    if not found:
+    version = qemu_version(qemu)
+    if not version:
         raise Fail(f"QEMU={qemu} does not run")
-    if tuple(map(int, found.groups())) < OLDEST_QEMU:
-        raise Fail(f"QEMU {found[1]}.{found[2]} is too old, {OLDEST_QEMU[0]}.{OLDEST_QEMU[1]} is needed: "
-                   f"name another with QEMU=")
+    if version < OLDEST_QEMU:
+        raise Fail("QEMU {}.{} is too old, {}.{} is needed: name another with QEMU=".format(*version, *OLDEST_QEMU))
 
 
 def make_disk(path):

@@ -13,7 +13,7 @@ import shutil
 import time
 from pathlib import Path
 
-from util import BUILD, CACHE, LAB, LOGS, Fail, clean_env, lock, new_folder, output, run, say
+from util import BUILD, CACHE, LAB, LOGS, Fail, clean_env, lock, new_folder, output, qemu_version, run, say
 
 APT = CACHE / "apt"
 LOG = LOGS / "fetch.log"
@@ -257,8 +257,7 @@ def private_apt(name, suite):
 @one_at_a_time
 def qemu(oldest):
     """A QEMU of at least version `oldest` (major, minor): this machine's, or one of backports unpacked in build/."""
-    found = re.search(r"version (\d+)\.(\d+)", output(["qemu-system-x86_64", "--version"]) or "")
-    if found and tuple(map(int, found.groups())) >= oldest:
+    if (qemu_version("qemu-system-x86_64") or (0, 0)) >= oldest:
         return "qemu-system-x86_64"
     folder = BUILD / "src" / "qemu"
     start = folder / "qemu-system-x86_64"

@@ -60,8 +60,9 @@ CPU_DPDK = "+ssse3,+sse4.1,+sse4.2,+popcnt"
 XEN_ARGS = "console=com1 com1=115200,8n1 sync_console loglvl=all guest_loglvl=all conring_size=1m dom0_mem=1024M"
 XEN_ARGS_DOM0 = {"pvh": "dom0=pvh", "pv": "dom0=pv"}
 
-# Linux's own default: unmaps are flushed later (iommu.strict=0).
 LINUX_ARGS = "panic=1 rdinit=/init"
+# When unmaps are flushed: later, as by default, or at once.
+LAZY, STRICT = "iommu.strict=0", "iommu.strict=1"
 LINUX_ARGS_DOM0 = {"pvh": "console=hvc0", "pv": "console=hvc0", "bare": "console=ttyS0"}
 
 # The default domain that dom0's devices are expected to have, with our driver on our Xen.

@@ -9,7 +9,6 @@ import hashlib
 import os
 import re
 import shutil
-from pathlib import Path
 
 import fetch
 from util import CACHE, CPUS, LAB, LOGS, Fail, Progress, clean_env, output, run, say

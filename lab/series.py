@@ -23,7 +23,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import build
 import fetch
 import overlay
 from util import BUILD, LAB, REPO, Fail, clean_env, output, say

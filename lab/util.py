@@ -184,6 +184,13 @@ def output(cmd, **kw):
     return done.stdout if done.returncode == 0 else None
 
 
+def qemu_version(program):
+    """(major, minor) of a QEMU, or None if it does not run."""
+    text = output([program, "--version"]) if shutil.which(program) else None
+    found = re.search(r"version (\d+)\.(\d+)", text or "")
+    return found and tuple(map(int, found.groups()))
+
+
 def write_if_changed(path, data):
     """Leave the file alone, and its time stamp, if it has this content."""
     path = Path(path)

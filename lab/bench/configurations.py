@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
 """The machines that "make bench" measures, as data: what lab.boot() takes, by name."""
 
-LAZY, STRICT = "iommu.strict=0", "iommu.strict=1"
+from machines import LAZY, STRICT
+
 TRANSLATE = "iommu.passthrough=0"
 
 # More memory than for the tests: 512 MiB of user memory and 1 GiB from 256 MiB on are mapped.

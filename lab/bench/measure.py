@@ -8,9 +8,9 @@ import build
 import fetch
 import qemu
 from bench import plot, report, symbols
-from bench.configurations import CONFIGURATIONS, PROFILED, QEMU_ARGS, XEN_ARGS
+from bench.configurations import CONFIGURATIONS, FIO_OPS, PROFILED, QEMU_ARGS, XEN_ARGS
 from boot import explain
-from util import BUILD, LAB, LOGS, REPO, Fail, output, run, say
+from util import BUILD, LAB, LOGS, REPO, Fail, output, qemu_version, run, say
 
 PROFILE = "profile-"
 LINE = re.compile(r"^# bench (\S+) (.*)$", re.M)
@@ -23,14 +23,20 @@ def parse(channel):
             for name, fields in LINE.findall(channel)}
 
 
+def program(lab, name):
+    """The QEMU of a configuration."""
+    if CONFIGURATIONS[name.removeprefix(PROFILE)].get("guest_tables"):
+        return qemu.guest_translation()
+    return lab.settings.qemu
+
+
 def measure(lab, name, what, more=()):
     """Boot a configuration; more: arguments for QEMU."""
     settings = dict(CONFIGURATIONS[name.removeprefix(PROFILE)])
-    guest_tables = settings.pop("guest_tables", False)
-    if guest_tables:
-        settings["qemu"] = qemu.guest_translation()
-    qemu_args = shlex.join([*shlex.split(QEMU_ARGS), *shlex.split(settings.pop("qemu_args", "")),
-                            *shlex.split(qemu.ARGS if guest_tables else ""), *shlex.split(lab.settings.qemu_args), *more])
+    settings["qemu"] = program(lab, name)
+    own_args = qemu.ARGS if settings.pop("guest_tables", False) else ""
+    qemu_args = shlex.join([*shlex.split(QEMU_ARGS), *shlex.split(settings.pop("qemu_args", "")), *shlex.split(own_args),
+                            *shlex.split(lab.settings.qemu_args), *more])
     xen_args = f"{XEN_ARGS} {settings.pop('xen_args', '')}".strip()
     dom0_args = f"{settings.pop('dom0_args')} {lab.settings.dom0_args}".strip()
     what = settings.pop("what", what)
@@ -39,7 +45,8 @@ def measure(lab, name, what, more=()):
     if what == "fio":
         unpacked = fetch.packages("fio", "fio, about 20 MB", "fio")
         settings["initrd_extra"] = str(build.programs_root("fio", unpacked, unpacked / "usr/bin/fio"))
-    result = lab.boot(f"bench/{name}", xen_args=xen_args, env={"LAB_BENCH": f"'{what}'"},
+    result = lab.boot(f"bench/{name}", xen_args=xen_args,
+                      env={"LAB_BENCH": f"'{what}'", "LAB_BENCH_FIO": "'{} {}'".format(*FIO_OPS)},
                       run=". /usr/lib/xen-iommu/bench", qemu_args=qemu_args, dom0_args=dom0_args, **settings)
     if result.code or not END.search(result.channel):
         raise Fail("\n".join([f"{name}:", *explain(result), f"log: {result.logs.relative_to(REPO)}/"]))
@@ -47,7 +54,7 @@ def measure(lab, name, what, more=()):
     if not loops:
         raise Fail(f"{name}: no results")
     return {"seconds": round(result.seconds), "dom0_args": dom0_args, "loops": loops,
-            "versions": {**versions(settings.get("qemu", lab.settings.qemu)), **seen(result.console)}}
+            "versions": {**versions(settings["qemu"]), **seen(result.console)}}
 
 
 def seen(console):
@@ -59,11 +66,10 @@ def seen(console):
 
 def profile(lab, name, what="kernel vfio nvme"):
     """Boot it with a plugin that counts what runs between the guest's marks; a table of functions for each loop."""
-    program = qemu.guest_translation() if CONFIGURATIONS[name.removeprefix(PROFILE)].get("guest_tables") else lab.settings.qemu
-    version = tuple(map(int, re.search(r"version (\d+)\.(\d+)", output([program, "--version"]) or "").groups()))
     plugin = BUILD / "obj/libprofile.so"
     run("QEMU plugin", [*build.COMPILER.split(), "-O2", "-shared", "-fPIC", "-fvisibility=hidden",
-                        f"-DPLUGIN_API={3 if version >= (9, 1) else 1}", "-o", plugin, LAB / "bench/profile.c"],
+                        f"-DPLUGIN_API={3 if qemu_version(program(lab, name)) >= (9, 1) else 1}",
+                        "-o", plugin, LAB / "bench/profile.c"],
         LOGS / "build/profile.log")
     result = measure(lab, name, what, ["-plugin", f"{plugin},out=profile"])
     linux = symbols.Symbols(lab.kernel.obj / "vmlinux")
@@ -81,11 +87,11 @@ def profile(lab, name, what="kernel vfio nvme"):
     return {**result, "profile": found}
 
 
-def versions(program):
+def versions(qemu_program):
     """Versions that are the same for all machines."""
     return {
         "repository": (output(["git", "-C", REPO, "describe", "--always", "--dirty"]) or "unknown").strip(),
-        "qemu": (output([program, "--version"]) or "unknown").splitlines()[0],
+        "qemu": (output([qemu_program, "--version"]) or "unknown").splitlines()[0],
         "compiler": (output([*build.COMPILER.split(), "--version"]) or "unknown").splitlines()[0],
     }
 

@@ -3,10 +3,9 @@
 import os
 
 from boot import explain
+from machines import LAZY, STRICT
 from runner import Skip
 from util import REPO, Fail
-
-STRICT = "iommu.strict=1"
 
 
 def booted(lab, name, **kw):
@@ -62,7 +61,7 @@ def translated(iommu, name="", args=""):
 def large(dom0, mode, **kw):
     """Much at once, with unmaps flushed at once or later, and with the core's check that no page in use is freed."""
     return works(dom0, "vtd", f"-large-{mode}", expect="translated", env={"LAB_TESTS": "'groups edu-dma edu-large'"},
-                 dom0_args=f"iommu.passthrough=0 iommu.strict={int(mode == 'strict')}", **kw)
+                 dom0_args=f"iommu.passthrough=0 {STRICT if mode == 'strict' else LAZY}", **kw)
 
 
 # So few contexts that not each group can have one: the driver says so, and the disk works without it.
@@ -84,7 +83,6 @@ CASES = {
     "boot-pv-vtd-translated": translated("vtd"),
     "boot-pvh-amd": works("pvh", "amd"),
     "boot-pv-amd": works("pv", "amd"),
-    # Linux's default is lazy.
     "boot-pvh-vtd-strict": works("pvh", "vtd", "-strict", dom0_args=STRICT),
     "boot-pvh-vtd-debug-xen": works("pvh", "vtd", "-debug-xen", xen="debug"),
     **{f"large-{dom0}-{mode}": large(dom0, mode) for dom0 in ("pvh", "pv") for mode in ("strict", "lazy")},

@@ -8,10 +8,10 @@ import build
 import deb
 import machines
 from initramfs import newc_tree
+from machines import LAZY, STRICT
 from tests.boots import booted, fits
 from util import LOGS, Fail, run
 
-LAZY, STRICT = "iommu.strict=0", "iommu.strict=1"
 # Kind of dom0, what its devices are in, what its kernel is told.
 MODES = {
     "pvh-lazy": ("pvh", "translated", LAZY),
@@ -20,7 +20,7 @@ MODES = {
     "pv-translated-strict": ("pv", "translated", f"iommu.passthrough=0 {STRICT}"),
     "pv-identity": ("pv", "identity", LAZY),
 }
-# PVH guests need nested paging, which a PV dom0's machine is else without.
+# A PV dom0 can only have PVH guests on a machine with nested paging, which those of the other tests lack.
 CPU = {"pv": f"-cpu {machines.CPU['pvh', 'vtd']} "}
 SHORT = ("groups", "guest-io", "guest-gntdev", "guest-cycles")
 

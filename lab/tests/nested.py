@@ -8,8 +8,9 @@ import re
 
 import qemu
 from lab import Lab
+from machines import STRICT
 from tests import boots, devices, guests, vfio, xen
-from tests.boots import STRICT, works
+from tests.boots import works
 from util import Fail
 
 # The default tests of a boot, and those of tables in dom0's memory.

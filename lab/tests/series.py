@@ -10,7 +10,7 @@ import build
 import overlay
 import series
 from tests.static import accepted
-from util import BUILD, LOGS, REPO, Fail, clean_env, run
+from util import BUILD, LOGS, Fail, clean_env, run
 
 # What to build after each patch of the Linux series: where our changes are, and who includes them.
 LINUX_TARGETS = ("prepare", "drivers/iommu/", "drivers/xen/", "arch/x86/xen/", "arch/x86/kernel/", "kernel/dma/",

@@ -514,7 +514,6 @@ static unsigned int xt_unmap(struct xt *xt, unsigned long page, unsigned int nr)
 	return ret;
 }
 
-/* In PV, Linux uses frames as page tables before they are flushed. */
 static bool xt_is_lazy(struct xt *xt)
 {
 	return xt_has(xt, IOMMUCAP_deferred_unmap);

@@ -39,6 +39,33 @@ guest_base() {
 	archive "$GUESTS/root" > "$GUESTS/base.cpio"
 }
 
+# What the script of a guest that does I/O begins with: its network, MIB [1] of data in /tmp/data, and what moves them.
+# shellcheck disable=SC2016 # for the guest's shell
+IO='
+ip address add 10.0.2.$ADDRESS/24 dev eth0
+ip link set eth0 up
+dd if=/dev/urandom of=/tmp/data bs=1M count=${MIB:-1} 2> /dev/null
+use_net() {
+	nc $ECHO 7 < /tmp/data > /tmp/back || exit 1
+	cmp /tmp/data /tmp/back || exit 1
+}
+use_disk() {
+	dd if=/tmp/data of=/dev/xvda bs=64k oflag=direct 2> /dev/null || exit 1
+	dd if=/dev/xvda bs=64k count=$((${MIB:-1} * 16)) iflag=direct 2> /dev/null | cmp - /tmp/data || exit 1
+}
+rounds=0
+'
+# A guest that does ROUNDS of that, and says BUSY after the first.
+# shellcheck disable=SC2016,SC2034 # used by the tests
+ROUNDS_OF_IO="$IO"'
+while [ $rounds -lt $ROUNDS ]; do
+	use_net
+	use_disk
+	rounds=$((rounds + 1))
+	[ $rounds -gt 1 ] || echo BUSY
+done
+'
+
 archive() {
 	(cd "$1" && find . | cpio -o -H newc --quiet)
 }
@@ -51,6 +78,7 @@ log() {
 }
 
 # guest NAME pv|pvh ADDRESS SCRIPT [DISK...]: create one; its NIC has the address 10.0.2.ADDRESS, its disks are xvda, xvdb, ...
+# MORE: a line for its configuration
 guest() {
 	name=$1 kind=$2 address=$3 script=$4
 	shift 4
@@ -83,14 +111,14 @@ guest() {
 	END
 	began=$(now)
 	tries=0
-	# A limit of 10 s of libxl's own is too short here at times: it is the emulator that is slow.
+	# libxl gives backends 10 s, which can be too short under emulation.
 	until xl create "$folder/config" > "$GUESTS/output" 2>&1; do
 		tries=$((tries + 1))
 		if [ $tries = 3 ] || ! grep -q 'rc -9' "$GUESTS/output"; then
 			sed 's/^/    # /' "$GUESTS/output"
 			fail "guest $name ($kind) cannot be created"
 		fi
-		say "guest $name: a time-out of libxl's; once more"
+		say "guest $name: libxl timed out; trying again"
 	done
 	say "$name: $kind guest, created in $(($(now) - began)) s"
 }

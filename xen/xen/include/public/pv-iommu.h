@@ -36,7 +36,8 @@
  * not allocate a context, fails the second time, and can be repeated after a
  * failure; a context that could not be freed stays usable; unknown flags, padding
  * that is not zero, page sizes that are not supported, and addresses beyond
- * max_iova_addr are refused rather than ignored; a whole range is checked for reserved regions.
+ * max_iova_addr are refused rather than ignored; a whole range is checked for
+ * reserved regions.
  */
 
 /* Sub-ops. */

@@ -68,9 +68,9 @@ int reclaim(struct pv_iommu *pv)
 }
 
 /*
- * The caller wants to change the type of a frame that is writable, perhaps only
- * as its unmapping is not flushed yet. May be called with the locks of page
- * table pages held, so this isn't preempted; Linux flushes after 10 ms.
+ * The caller wants to change the type of a frame that is still writable, perhaps
+ * only because it was unmapped without a flush. Page table pages may be locked,
+ * so this cannot be preempted; Linux does not let more than 10 ms of unmaps wait.
  */
 void pv_iommu_release_unmapped(const struct domain *d)
 {
@@ -199,7 +199,10 @@ int ctx_teardown(struct pv_iommu_ctx *ctx)
     return 0;
 }
 
-/* Take out what was torn down, unless there are others (not own) that use it. */
+/*
+ * Free a context that was torn down. -ERESTART if calls other than the caller's
+ * own ones still use it.
+ */
 int ctx_remove(struct pv_iommu_ctx *ctx, unsigned int own)
 {
     struct pv_iommu *pv = ctx->pv;

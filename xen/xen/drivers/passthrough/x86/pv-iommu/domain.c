@@ -205,7 +205,7 @@ int pv_iommu_domain_destroy(struct domain *d)
     return 0;
 }
 
-/* Nobody knows the domain anymore. Until now others may change its P2M. */
+/* Until now, others could find the domain, and change its P2M. */
 void pv_iommu_domain_free(struct domain *d)
 {
     XVFREE(dom_iommu(d)->pv);

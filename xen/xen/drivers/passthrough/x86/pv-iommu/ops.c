@@ -144,7 +144,7 @@ static int op_init(struct domain *d, bool continued,
     return init_domain(d, op.max_ctx_no, 1UL << op.arena_order, continued);
 }
 
-/* Those of three elements: what is to be zero may mean something one day. */
+/* Three elements of padding: they may get a meaning one day. */
 static bool pad_ok(const uint16_t *pad)
 {
     return !(pad[0] | pad[1] | pad[2]);
