@@ -2,25 +2,24 @@
 /*
  * Xen PV-IOMMU driver
  *
- * On a Xen host the IOMMU belongs to the hypervisor. A domain with devices, in
- * practice dom0, gets I/O address spaces (contexts) from it by hypercall, maps
- * its pages into them and moves its devices between them. See
+ * On a Xen host, the hypervisor owns the IOMMU. A domain with devices, in
+ * practice dom0, uses hypercalls to allocate I/O address spaces (contexts), map
+ * its pages into them and move its devices between them. See
  * Documentation/virt/xen/pv-iommu.rst.
  *
- * map_pages() only records a mapping. iotlb_sync_map() issues what is recorded
- * in its range, so that a scatterlist takes one trap. unmap_pages() unmaps at
- * once, and leaves only the flush of the IOTLB to flush_iotlb_all() when the
- * DMA API's flush queue is in use.
+ * map_pages() only records a mapping. iotlb_sync_map() then maps everything
+ * recorded in its range, so that a scatterlist takes a single hypercall.
+ * unmap_pages() unmaps immediately; if the DMA API uses its flush queue, only
+ * the IOTLB flush is left to flush_iotlb_all().
  *
- * Where the hypervisor offers nested translation, none of this is needed: the page
- * table of a domain is in our memory, generic_pt maps and unmaps in it, and the
- * hypervisor only flushes.
+ * With nested translation, none of this is needed: a domain's page table is in
+ * our own memory, generic_pt updates it, and hypercalls only flush the IOTLB.
  *
- * Locking: xen_iommu.mutex guards contexts and devices, and
- * xen_iommu_domain.lock guards the tree of mappings. Neither is taken inside
- * the other. No hypercall is made under xen_iommu_domain.lock: callers of the
- * IOMMU API never map, sync or unmap overlapping ranges at the same time, so
- * what is in a mapping belongs to the caller in whose range it is.
+ * Locking: xen_iommu.mutex protects contexts and devices, and
+ * xen_iommu_domain.lock protects the tree of mappings. The locks do not nest.
+ * Hypercalls are made without xen_iommu_domain.lock: users of the IOMMU API
+ * never map, sync or unmap overlapping ranges concurrently, so each mapping
+ * belongs to the caller that is working on its range.
  */
 
 #define pr_fmt(fmt) "xen-iommu: " fmt
@@ -59,52 +58,52 @@
 
 #include "iommu-pages.h"
 
-/* Base system peripheral: an IOMMU's own function. */
+/* Class of an IOMMU's own PCI function. */
 #define PCI_CLASS_SYSTEM_IOMMU	0x0806
 
 #define MSI_RANGE_START		0xfee00000UL
 #define MSI_RANGE_SIZE		0x00100000UL
-/* HyperTransport: AMD's IOMMUs do not translate these addresses. */
+/* HyperTransport addresses, which AMD IOMMUs do not translate. */
 #define HT_RANGE_START		0xfd00000000ULL
 #define HT_RANGE_SIZE		0x0300000000ULL
 
-/* Runs that go to the hypervisor in one call; they fit into a page. */
+/* Maximum number of runs per hypercall: as many as fit into a page. */
 #define XEN_IOMMU_MAX_RUNS	(SZ_4K / sizeof(struct pv_iommu_run))
 
-/* Freed contexts to keep for reuse if the hypervisor loses memory on each free. */
+/* Number of freed contexts to keep for reuse if freeing one leaks memory. */
 #define XEN_IOMMU_MAX_SPARE	8
 
-/* Bounds of what IOMMU_init is asked for; the defaults are in between. */
+/* Bounds for the arguments of IOMMU_init. */
 #define XEN_IOMMU_MIN_CTX	2U
 #define XEN_IOMMU_MAX_CTX	0xfffeU
 #define XEN_IOMMU_MIN_ORDER	6U
 #define XEN_IOMMU_MAX_ORDER	20U
 
-/* Faults that are fetched at a time, and the least time between two fetches. */
+/* Number of faults to fetch at a time, and delay before each fetch. */
 #define XEN_IOMMU_FAULTS	16
 #define XEN_IOMMU_FAULT_DELAY	(HZ / 50)
 
 /**
- * struct xen_iommu - the IOMMU that the hypervisor offers
- * @iommu: handle of the IOMMU core
- * @max_iova: highest address that can be mapped, in bytes, inclusive
- * @pgsize_bitmap: page sizes, in bytes; 4 KiB is among them
+ * struct xen_iommu - the hypervisor's IOMMU
+ * @iommu: handle for the IOMMU core
+ * @max_iova: highest address that can be mapped
+ * @pgsize_bitmap: supported page sizes, in bytes; includes 4 KiB
  * @caps: IOMMUCAP_*
  * @max_ctx: highest context number
- * @nested: format of the page tables that we build; no page sizes: none
- * @pool_order: log2 of the pages in the pool that page tables come from, 0 if
- *	somebody else has made it
- * @registered: the IOMMU core has all devices
- * @tables: pages that the page tables of unmanaged domains take at most
- * @max_tables: limit of @tables
- * @faults: fetches and reports faults
- * @mutex: guards what follows
+ * @nested: format of nested page tables; without page sizes if not in use
+ * @pool_order: log2 of the number of pages in the page table pool, 0 if this
+ *	driver did not set up the pool
+ * @registered: registration with the IOMMU core has succeeded
+ * @tables: upper bound of the pool pages used by unmanaged domains
+ * @max_tables: limit for @tables
+ * @faults: work that fetches and reports faults
+ * @mutex: protects the members below
  * @devices: all devices
- * @spare: contexts that are empty and free for use
- * @nr_spare: number of these
- * @nr_used: contexts in use, those of static domains included
- * @nr_lost: contexts that the hypervisor did not take back, or that still have
- *	mappings or devices in them
+ * @spare: empty contexts kept for reuse
+ * @nr_spare: number of contexts in @spare
+ * @nr_used: number of contexts in use, including those of static domains
+ * @nr_lost: number of contexts that the hypervisor did not take back or that
+ *	still contain mappings or devices
  */
 struct xen_iommu {
 	struct iommu_device iommu;
@@ -130,16 +129,19 @@ struct xen_iommu {
 };
 
 /**
- * struct xen_iommu_domain - a domain; static ones have only the first two
- * @domain: handle of the IOMMU core
- * @pt: its page table, if that is nested
- * @ctx: the context
+ * struct xen_iommu_domain - a domain
+ * @domain: handle for the IOMMU core
+ * @pt: page table of a nested domain
+ * @ctx: context number
  * @xi: the IOMMU
- * @stray: a device stays in the context that has been released; xen_iommu.mutex
- * @desc: page by which the IOMMU finds @pt; the hypervisor writes to it
- * @lock: guards what follows
+ * @stray: a released device is still in the context; protected by
+ *	xen_iommu.mutex
+ * @desc: page through which the IOMMU finds @pt, written by the hypervisor
+ * @lock: protects the members below
  * @mappings: tree of struct xen_iommu_mapping by iova, without overlaps
- * @enforce_cache: all mappings are to be cache coherent
+ * @enforce_cache: all mappings must be cache coherent
+ *
+ * Static domains use @domain and @ctx only.
  */
 struct xen_iommu_domain {
 	union {
@@ -162,7 +164,7 @@ PT_IOMMU_CHECK_DOMAIN(struct xen_iommu_domain, pt.iommu, domain);
  * struct xen_iommu_mapping - a range that is contiguous in iova and phys
  * @it: first and last address, in bytes, inclusive
  * @phys: physical address of the first byte
- * @mapped: bytes from the first one on that the hypervisor has mapped
+ * @mapped: number of bytes, from the start, that the hypervisor has mapped
  * @flags: IOMMU_MAP_*
  */
 struct xen_iommu_mapping {
@@ -176,9 +178,9 @@ struct xen_iommu_mapping {
  * struct xen_iommu_dev - a device
  * @xi: the IOMMU
  * @pdev: the device
- * @domain: domain that it is in, NULL if it has not been in any
+ * @domain: domain that it is attached to, or NULL
  * @ctx: context that it is in
- * @list: place in xen_iommu.devices
+ * @list: entry in xen_iommu.devices
  */
 struct xen_iommu_dev {
 	struct xen_iommu *xi;
@@ -190,19 +192,19 @@ struct xen_iommu_dev {
 
 static bool xen_iommu_enable = true;
 module_param_named(enable, xen_iommu_enable, bool, 0444);
-MODULE_PARM_DESC(enable, "Use Xen's PV-IOMMU where there is one (default: Y)");
+MODULE_PARM_DESC(enable, "Use Xen's PV-IOMMU if there is one (default: Y)");
 
 static unsigned int xen_iommu_contexts;
 module_param_named(contexts, xen_iommu_contexts, uint, 0444);
-MODULE_PARM_DESC(contexts, "Number of contexts to ask for (default: from memory size)");
+MODULE_PARM_DESC(contexts, "Number of contexts to ask Xen for (default: based on memory size)");
 
 static unsigned int xen_iommu_pool_order;
 module_param_named(pool_order, xen_iommu_pool_order, uint, 0444);
-MODULE_PARM_DESC(pool_order, "log2 of the pages for I/O page tables to ask for (default: from memory size)");
+MODULE_PARM_DESC(pool_order, "log2 of the number of pages to ask Xen for, for page tables (default: based on memory size)");
 
 static bool xen_iommu_nested = true;
 module_param_named(nested, xen_iommu_nested, bool, 0444);
-MODULE_PARM_DESC(nested, "Map without hypercalls where the hypervisor can nest page tables (default: Y)");
+MODULE_PARM_DESC(nested, "Use nested page tables, which need no hypercall to map, if Xen supports them (default: Y)");
 
 static struct xen_iommu_domain *to_xen_domain(struct iommu_domain *domain)
 {
@@ -223,19 +225,19 @@ static unsigned long xen_iommu_size(const struct xen_iommu_mapping *m)
  * Hypercalls
  */
 
-/* The KUnit suite defines this, and has a software hypervisor here. */
+/* The KUnit suite defines this and replaces the following by a model. */
 #ifndef XEN_IOMMU_KUNIT
 
 static DEFINE_PER_CPU(unsigned long, xen_iommu_hypercalls);
 
-/* Ops with a struct as argument. */
+/* For sub-ops that take a struct. */
 static long xen_iommu_op(unsigned int subop, void *arg)
 {
 	this_cpu_inc(xen_iommu_hypercalls);
 	return HYPERVISOR_iommu_op(subop, arg);
 }
 
-/* Ops with their arguments in registers. */
+/* For sub-ops that take their arguments in registers. */
 static long xen_iommu_call(unsigned int subop, unsigned long a1, unsigned long a2,
 			   unsigned long a3, unsigned long a4)
 {
@@ -252,7 +254,7 @@ static int xen_iommu_memory_op(unsigned int cmd, void *arg)
 	return HYPERVISOR_memory_op(cmd, arg);
 }
 
-/* Guest frames are what Linux takes for physical ones. */
+/* Returns true if guest frame numbers are Linux's page frame numbers. */
 static bool xen_iommu_translated(void)
 {
 	return !xen_pv_domain();
@@ -273,7 +275,7 @@ static unsigned long xen_iommu_count_hypercalls(void)
 	return sum;
 }
 
-/* Xen remaps interrupts: a device can only send those set up for it. */
+/* Xen remaps interrupts, so a device can only send those set up for it. */
 static void xen_iommu_isolate_msi(void)
 {
 #ifdef CONFIG_X86
@@ -313,7 +315,7 @@ static int xen_iommu_alloc_ctx(struct xen_iommu *xi, u32 flags, u16 *ctx)
 	if (ret)
 		return ret;
 	if (!op.ctx_no || op.ctx_no > xi->max_ctx) {
-		pr_err_once("hypervisor made context %u of %u\n", op.ctx_no,
+		pr_err_once("hypervisor returned context %u of %u\n", op.ctx_no,
 			    xi->max_ctx);
 		return -EIO;
 	}
@@ -328,7 +330,7 @@ static int xen_iommu_free_ctx(u16 ctx)
 	return xen_iommu_op(IOMMU_free_context, &op);
 }
 
-/* Returns 0 or an error that the core takes from attach_dev(). */
+/* Returns 0 or an error that attach_dev() may return. */
 static int xen_iommu_attach(struct pci_dev *pdev, u16 id, u16 ctx)
 {
 	struct pv_iommu_reattach_device op = {
@@ -352,21 +354,21 @@ static int xen_iommu_attach(struct pci_dev *pdev, u16 id, u16 ctx)
 }
 
 /**
- * xen_iommu_map_runs - have the hypervisor map runs
+ * xen_iommu_map_runs - map runs in the hypervisor
  * @xi: the IOMMU
  * @ctx: context to map into
  * @flags: IOMMU_MAP_*
- * @run: the runs; contiguous in memory
+ * @run: array of runs, physically contiguous
  * @nr: number of runs; 1 without IOMMUCAP_runs
- * @done: frames mapped, from the first run on; valid after an error, too
+ * @done: number of frames mapped, in order; valid on error, too
  *
- * A call may be preempted, or get to an error, behind some frames. It is made
- * again for the remainder then, and if that fails at once, that is the result.
- * Only the counter of IOMMU_map_pages is valid after the call: the hypervisor
- * adds to it, and may change the other fields when the call is preempted.
+ * A hypercall may be preempted or fail after mapping some of the frames. It is
+ * repeated for the remainder until all frames are mapped or a call fails before
+ * mapping any. Only the counter field is valid after IOMMU_map_pages: the
+ * hypervisor adds to it, and may change the others if it preempts the call.
  *
- * Context: any; the calling CPU may be in the hypervisor for long.
- * Return: 0 if all is mapped, or a negative error.
+ * Context: any; may spend a long time in the hypervisor.
+ * Return: 0 if all frames are mapped, or a negative error.
  */
 static int xen_iommu_map_runs(struct xen_iommu *xi, u16 ctx, u32 flags,
 			      const struct pv_iommu_run *run, unsigned int nr,
@@ -384,7 +386,7 @@ static int xen_iommu_map_runs(struct xen_iommu *xi, u16 ctx, u32 flags,
 		u64 dfn = run->dfn + *done, gfn = run->gfn + *done;
 
 		if (nr > 1) {
-			/* What is done before counts, too. */
+			/* The result includes skipped frames. */
 			ret = xen_iommu_call(IOMMU_map_runs, ctx_flags, list, nr, *done);
 			ret = ret > 0 ? ret - *done : ret;
 		} else if (xi->caps & IOMMUCAP_runs) {
@@ -410,15 +412,15 @@ static int xen_iommu_map_runs(struct xen_iommu *xi, u16 ctx, u32 flags,
 }
 
 /**
- * xen_iommu_unmap_range - have the hypervisor unmap a range
+ * xen_iommu_unmap_range - unmap a range in the hypervisor
  * @xi: the IOMMU
  * @ctx: context to unmap from
  * @flags: IOMMU_UNMAP_*
  * @iova: first address, in bytes
- * @size: in bytes; all of it is mapped
+ * @size: size in bytes; the whole range must be mapped
  *
- * Context: any; the calling CPU may be in the hypervisor for long.
- * Return: bytes unmapped, from @iova on.
+ * Context: any; may spend a long time in the hypervisor.
+ * Return: number of bytes unmapped, from @iova on.
  */
 static size_t xen_iommu_unmap_range(struct xen_iommu *xi, u16 ctx, u32 flags,
 				    unsigned long iova, size_t size)
@@ -455,7 +457,7 @@ static size_t xen_iommu_unmap_range(struct xen_iommu *xi, u16 ctx, u32 flags,
 	return done << XEN_PAGE_SHIFT;
 }
 
-/* Flushes the IOTLB for all of a context. */
+/* Flushes the IOTLB for a whole context. */
 static int xen_iommu_flush_ctx(u16 ctx)
 {
 	struct pv_iommu_flush_pages op = {
@@ -471,9 +473,8 @@ static int xen_iommu_flush_ctx(u16 ctx)
  */
 
 /*
- * Pages that the page tables of @dom take for @m, besides those that they take
- * for its neighbours. Large pages may have to be split, so they count as small
- * ones.
+ * Returns the number of page table pages that @m needs in addition to those of
+ * its neighbours. Large pages count as if they were split, since they may be.
  */
 static long xen_iommu_tables(const struct xen_iommu_mapping *m)
 {
@@ -493,7 +494,7 @@ static long xen_iommu_tables(const struct xen_iommu_mapping *m)
 	return tables;
 }
 
-/* The pool is for all: leave some of it to the DMA API. */
+/* All domains share the pool: VFIO and iommufd leave some to the DMA API. */
 static bool xen_iommu_is_limited(const struct xen_iommu_domain *dom)
 {
 	return dom->domain.type == IOMMU_DOMAIN_UNMANAGED && dom->xi->max_tables;
@@ -533,7 +534,7 @@ static struct xen_iommu_mapping *xen_iommu_next(struct xen_iommu_domain *dom,
 	return to_mapping(interval_tree_iter_next(&m->it, m->it.start, last));
 }
 
-/* Takes @size bytes off the front of a mapping that has more than that. */
+/* Removes the first @size bytes of a mapping, which must be larger. */
 static void xen_iommu_trim(struct xen_iommu_domain *dom,
 			   struct xen_iommu_mapping *m, unsigned long size)
 {
@@ -544,7 +545,7 @@ static void xen_iommu_trim(struct xen_iommu_domain *dom,
 	xen_iommu_insert(dom, m);
 }
 
-/* Makes two mappings of one, the second from @iova on. */
+/* Splits a mapping at @iova. */
 static int xen_iommu_split(struct xen_iommu_domain *dom,
 			   struct xen_iommu_mapping *m, unsigned long iova)
 {
@@ -563,7 +564,7 @@ static int xen_iommu_split(struct xen_iommu_domain *dom,
 	return 0;
 }
 
-/* Takes a range out of the record. No mapping begins before it. */
+/* Removes a range from the record. No mapping may extend across its start. */
 static void xen_iommu_erase(struct xen_iommu_domain *dom, unsigned long iova,
 			    unsigned long last)
 {
@@ -642,13 +643,13 @@ static int xen_iommu_map_pages(struct iommu_domain *domain, unsigned long iova,
 	return 0;
 }
 
-/* Runs on their way to the hypervisor; all have the same flags. */
+/* Runs to map with one hypercall; all have the same flags. */
 struct xen_iommu_batch {
 	struct xen_iommu_domain *dom;
-	/* Mapping that the first run begins in, and the end of the last one's. */
+	/* Mapping of the first run, and last address of the last run's mapping. */
 	struct xen_iommu_mapping *first;
 	unsigned long last;
-	/* Points to @one, or to memory that is physically contiguous. */
+	/* Points to @one, or to a physically contiguous array. */
 	struct pv_iommu_run *run;
 	unsigned int nr;
 	unsigned int max;
@@ -656,7 +657,7 @@ struct xen_iommu_batch {
 	struct pv_iommu_run one;
 };
 
-/* Maps what is in the batch, and empties it. */
+/* Maps the runs in the batch and empties it. */
 static int xen_iommu_issue(struct xen_iommu_batch *b)
 {
 	struct xen_iommu_domain *dom = b->dom;
@@ -680,7 +681,7 @@ static int xen_iommu_issue(struct xen_iommu_batch *b)
 	return ret;
 }
 
-/* Adds frames of a mapping to the batch; issues what is in it if it is full. */
+/* Adds frames of a mapping to the batch, and issues it first if it is full. */
 static int xen_iommu_add_run(struct xen_iommu_batch *b,
 			     struct xen_iommu_mapping *m, u64 dfn, u64 gfn, u64 nr)
 {
@@ -693,7 +694,7 @@ static int xen_iommu_add_run(struct xen_iommu_batch *b,
 		return 0;
 	}
 
-	/* Without memory, they go one by one. */
+	/* If this fails, runs are issued one by one. */
 	if (b->nr == 1 && b->max == 1 && (b->dom->xi->caps & IOMMUCAP_runs)) {
 		many = kmalloc_array(XEN_IOMMU_MAX_RUNS, sizeof(*many),
 				     GFP_ATOMIC | __GFP_NOWARN);
@@ -735,7 +736,7 @@ static int xen_iommu_add_mapping(struct xen_iommu_batch *b,
 	if (xen_iommu_translated())
 		return left && !ret ? xen_iommu_add_run(b, m, dfn, pfn, left) : ret;
 
-	/* Neighbours are in general not neighbours in the machine. */
+	/* In PV, contiguous pages are usually scattered in machine memory. */
 	for (; left && !ret; left--, dfn++, pfn++)
 		ret = xen_iommu_add_run(b, m, dfn, xen_iommu_pfn_to_gfn(pfn), 1);
 	return ret;
@@ -772,12 +773,12 @@ static int xen_iommu_iotlb_sync_map(struct iommu_domain *domain,
  */
 
 /*
- * How much of a range, from @iova on, can be unmapped in one go. Mappings that
- * are only partly in the range are split.
+ * Determines how much of a range can be unmapped at once, from @iova on. Splits
+ * mappings that are only partly in the range.
  *
- * Returns bytes without a hole, 0 if there is nothing or no memory to split. The
- * first @real of them are in the hypervisor, the others are not, as they could
- * not be mapped.
+ * Returns the number of bytes without a hole, or 0 if @iova is not mapped or
+ * there is no memory for a split. The first @real of these bytes are mapped in
+ * the hypervisor; the others could not be mapped.
  */
 static size_t xen_iommu_extent(struct xen_iommu_domain *dom, unsigned long iova,
 			       unsigned long last, size_t *real)
@@ -840,7 +841,7 @@ static void xen_iommu_flush_iotlb_all(struct iommu_domain *domain)
 	struct xen_iommu_domain *dom = to_xen_domain(domain);
 	int ret;
 
-	/* Without it, unmap_pages() flushes. */
+	/* Without deferred unmaps, unmap_pages() has already flushed. */
 	if (!(dom->xi->caps & IOMMUCAP_deferred_unmap))
 		return;
 
@@ -854,17 +855,17 @@ static void xen_iommu_flush_iotlb_all(struct iommu_domain *domain)
  * Contexts
  */
 
-/* Flags of all contexts that are mapped into. */
+/* Flags for allocating any context but an identity map. */
 static u32 xen_iommu_ctx_flags(struct xen_iommu *xi)
 {
 	return xi->caps & IOMMUCAP_alloc_empty ? IOMMU_ALLOC_empty : 0;
 }
 
 /**
- * xen_iommu_get_ctx - get a context that is empty
+ * xen_iommu_get_ctx - get an empty context
  * @xi: the IOMMU
  * @flags: IOMMU_ALLOC_*
- * @ctx: the context
+ * @ctx: where to store its number
  *
  * Context: may sleep.
  * Return: 0, -ENOSPC if all are in use, or another negative error.
@@ -883,21 +884,24 @@ static int xen_iommu_get_ctx(struct xen_iommu *xi, u32 flags, u16 *ctx)
 	return ret;
 }
 
-/* @empty: there are neither mappings nor devices in it. True if it is gone. */
+/*
+ * Releases a context. @empty: it contains neither mappings nor devices. Returns
+ * false if the context is lost.
+ */
 static bool xen_iommu_put_ctx(struct xen_iommu *xi, u16 ctx, bool empty)
 {
 	int ret = -EBUSY;
 
 	guard(mutex)(&xi->mutex);
 	xi->nr_used--;
-	/* The drafts lose pages of the pool whenever a context is freed. */
+	/* Earlier drafts of the interface leak pool pages on each free. */
 	if (empty && !(xi->caps & IOMMUCAP_runs) &&
 	    xi->nr_spare < ARRAY_SIZE(xi->spare)) {
 		xi->spare[xi->nr_spare++] = ctx;
 		return true;
 	}
 
-	/* And crash if it is not empty. */
+	/* They also crash if the context is not empty. */
 	if (empty)
 		ret = xen_iommu_free_ctx(ctx);
 	if (ret) {
@@ -924,7 +928,7 @@ static int xen_iommu_has_id(struct pci_dev *pdev, u16 id, void *data)
 	return id == wanted->id && pci_domain_nr(pdev->bus) == wanted->segment;
 }
 
-/* A device that uses that id, other than @wanted->xdev. */
+/* Finds a device other than @wanted->xdev that uses this requester ID. */
 static struct xen_iommu_dev *xen_iommu_find_id(struct xen_iommu *xi,
 					       struct xen_iommu_id *wanted)
 {
@@ -939,9 +943,10 @@ static struct xen_iommu_dev *xen_iommu_find_id(struct xen_iommu *xi,
 }
 
 /*
- * For pci_for_each_dma_alias(): whether other devices use a requester id of this
- * one, as they do behind a bridge to conventional PCI, or behind VMD. They are in
- * one group, so the core has them all in the same domain.
+ * Callback of pci_for_each_dma_alias(): checks whether another device uses the
+ * same requester ID, and copies its context number. Devices behind a bridge
+ * from PCIe to PCI, or behind VMD, share an ID. They are in one group, so the
+ * core attaches them all to the same domain.
  */
 static int xen_iommu_is_shared(struct pci_dev *pdev, u16 id, void *data)
 {
@@ -959,13 +964,13 @@ static int xen_iommu_is_shared(struct pci_dev *pdev, u16 id, void *data)
 
 struct xen_iommu_move {
 	u16 ctx;
-	/* The device if it is released: ids that others use stay. */
+	/* The device, on release: IDs that others use are not moved. */
 	struct xen_iommu_dev *released;
 	bool alias;
 	int ret;
 };
 
-/* For pci_for_each_dma_alias(), which begins with the device's own id. */
+/* Callback of pci_for_each_dma_alias(). The device's own ID comes first. */
 static int xen_iommu_move_id(struct pci_dev *pdev, u16 id, void *data)
 {
 	struct xen_iommu_move *move = data;
@@ -975,8 +980,8 @@ static int xen_iommu_move_id(struct pci_dev *pdev, u16 id, void *data)
 
 	move->ret = xen_iommu_attach(pdev, id, move->ctx);
 	/*
-	 * The hypervisor may not know aliases, or set them up by itself. When a
-	 * device is unplugged, it has been told before.
+	 * The hypervisor may not know aliases, or set them up by itself. It
+	 * already knows that an unplugged device is gone.
 	 */
 	if (move->ret == -ENODEV && (move->alias || move->released))
 		move->ret = 0;
@@ -986,9 +991,8 @@ static int xen_iommu_move_id(struct pci_dev *pdev, u16 id, void *data)
 }
 
 /*
- * Moves a device, with all requester ids that it uses, to a context. Returns 0 or
- * an error that the core takes from attach_dev(). The device then stays where it
- * is.
+ * Moves a device, with all its requester IDs, to a context. Returns 0 or an
+ * error that attach_dev() may return; on error, the device stays where it was.
  */
 static int xen_iommu_move(struct xen_iommu_dev *xdev, u16 ctx,
 			  struct iommu_domain *domain)
@@ -1040,7 +1044,7 @@ static struct iommu_device *__xen_iommu_probe_device(struct xen_iommu *xi,
 	if (!dev_is_pci(dev))
 		return ERR_PTR(-ENODEV);
 	pdev = to_pci_dev(dev);
-	/* Segments have 16 bits in the interface; those that VMD makes have more. */
+	/* The interface has 16 bits for a segment. VMD's segments have more. */
 	if (pdev->class >> 8 == PCI_CLASS_SYSTEM_IOMMU ||
 	    pci_domain_nr(pci_real_dma_dev(pdev)->bus) > U16_MAX)
 		return ERR_PTR(-ENODEV);
@@ -1053,11 +1057,11 @@ static struct iommu_device *__xen_iommu_probe_device(struct xen_iommu *xi,
 
 	guard(mutex)(&xi->mutex);
 	/*
-	 * Find out whether Xen knows the device by moving it to where it is. For
-	 * a device that has just been plugged in, or a new VF, Xen's notifier
+	 * Check that Xen knows the device by moving it to the context that it is
+	 * in already, or to that of devices with the same requester ID. Xen knows
+	 * hotplugged devices and new VFs by now: the bus notifier that tells it
 	 * (drivers/xen/pci.c, an arch_initcall) runs before that of the IOMMU
-	 * core (a subsys_initcall) and has made it known. If others use an id of
-	 * it, it goes where they are.
+	 * core (a subsys_initcall).
 	 */
 	pci_for_each_dma_alias(pdev, xen_iommu_is_shared, xdev);
 	ret = xen_iommu_move(xdev, xdev->ctx, NULL);
@@ -1085,12 +1089,12 @@ static void xen_iommu_release_device(struct device *dev)
 	list_del(&xdev->list);
 
 	/*
-	 * Where firmware wants a region to stay mapped, and if registration has
-	 * failed, the device goes to where Xen has it without us.
+	 * If firmware requires a region to stay mapped, or if registration has
+	 * failed, the device returns to Xen's default context.
 	 */
 	if (dev->iommu->require_direct || !xi->registered)
 		move.ctx = 0;
-	/* A context in which a device stays cannot be used again. */
+	/* A context cannot be reused while a device is still in it. */
 	pci_for_each_dma_alias(xdev->pdev, xen_iommu_move_id, &move);
 	if (move.ret) {
 		pci_warn(xdev->pdev, "stays in context %u: error %d\n", xdev->ctx,
@@ -1111,7 +1115,7 @@ static bool xen_iommu_capable(struct device *dev, enum iommu_cap cap)
 	case IOMMU_CAP_CACHE_COHERENCY:
 		return IS_ENABLED(CONFIG_X86) || (caps & IOMMUCAP_cache);
 	case IOMMU_CAP_ENFORCE_CACHE_COHERENCY:
-		/* No bit of the format's says so. */
+		/* The nested format has no bit for this. */
 		return (caps & IOMMUCAP_cache) && !xdev->xi->nested.pgsize_mask;
 	case IOMMU_CAP_DEFERRED_FLUSH:
 		return caps & IOMMUCAP_deferred_unmap;
@@ -1120,7 +1124,10 @@ static bool xen_iommu_capable(struct device *dev, enum iommu_cap cap)
 	}
 }
 
-/* Devices that the core could not move away stay in the context. */
+/*
+ * Returns true if the core could not move all devices out of the context. Those
+ * that are left no longer refer to @dom.
+ */
 static bool xen_iommu_has_devices(struct xen_iommu_domain *dom)
 {
 	struct xen_iommu_dev *xdev;
@@ -1173,10 +1180,10 @@ static void xen_iommu_add_region(struct list_head *head, phys_addr_t start,
 }
 
 /**
- * xen_iommu_get_rdm - get regions that firmware has reserved
- * @pdev: device whose regions to get, NULL for all
- * @type: what to call them
- * @head: where to add them
+ * xen_iommu_get_rdm - get the regions that firmware has reserved
+ * @pdev: device to get the regions of, NULL for all devices
+ * @type: type to report them as
+ * @head: list to add them to
  *
  * Context: may sleep.
  * Return: 0 or a negative error.
@@ -1209,7 +1216,7 @@ static int xen_iommu_get_rdm(struct pci_dev *pdev, enum iommu_resv_type type,
 	return ret;
 }
 
-/* The hypervisor does not tell whose IOMMU it is; the CPU does. */
+/* The hypervisor does not report the IOMMU's vendor: go by the CPU's. */
 static bool xen_iommu_has_ht_range(void)
 {
 #ifdef CONFIG_X86
@@ -1234,15 +1241,15 @@ static void xen_iommu_get_resv_regions(struct device *dev,
 		xen_iommu_add_region(head, HT_RANGE_START, HT_RANGE_SIZE, 0,
 				     IOMMU_RESV_RESERVED);
 
-	/* As other IOMMU drivers have it: firmware seldom uses these. */
+	/* As other IOMMU drivers do: firmware rarely uses these regions. */
 	if (pdev->class >> 8 == PCI_CLASS_SERIAL_USB ||
 	    pdev->class >> 16 == PCI_BASE_CLASS_DISPLAY)
 		type = IOMMU_RESV_DIRECT_RELAXABLE;
 
 	/*
-	 * Where no context is empty, the hypervisor maps the regions of all
-	 * devices into each, and nothing else can be mapped there. A nested one
-	 * has only what we map.
+	 * Without IOMMUCAP_alloc_empty, the hypervisor maps the regions of all
+	 * devices into each context and rejects other mappings there. A nested
+	 * context contains only what we map.
 	 */
 	if ((xdev->xi->caps & IOMMUCAP_alloc_empty) ||
 	    xdev->xi->nested.pgsize_mask)
@@ -1258,9 +1265,8 @@ static void xen_iommu_get_resv_regions(struct device *dev,
  */
 
 /*
- * The page table is ours, and generic_pt writes to it. The hypervisor nests it
- * under the table of our P2M, so the addresses in it are those that Linux takes
- * for physical.
+ * The page table is in our own memory, and generic_pt maintains it. The
+ * hypervisor nests it under our P2M, so it contains guest physical addresses.
  */
 
 static void xen_iommu_get_nested_format(struct xen_iommu *xi)
@@ -1280,14 +1286,14 @@ static void xen_iommu_get_nested_format(struct xen_iommu *xi)
 }
 
 /**
- * xen_iommu_flush_nested - flush what the IOMMU has cached of our page table
+ * xen_iommu_flush_nested - flush the IOTLB of a nested domain
  * @dom: the domain
  * @start: first address, in bytes
- * @last: last address, in bytes, inclusive; the IOMMU may flush more
- * @tables: tables were taken out, too
+ * @last: last address, in bytes, inclusive; more may be flushed
+ * @tables: tables were removed, too, not only leaf entries
  *
  * Context: any.
- * Return: 0 or a negative error; tables that were taken out are still in use then.
+ * Return: 0, or a negative error: the IOMMU may then still use removed tables.
  */
 static int xen_iommu_flush_nested(struct xen_iommu_domain *dom,
 				  unsigned long start, unsigned long last,
@@ -1300,7 +1306,7 @@ static int xen_iommu_flush_nested(struct xen_iommu_domain *dom,
 
 	if (tables)
 		ctx_flags |= (u64)IOMMU_FLUSH_tables << 32;
-	/* No frames: all of them. */
+	/* 0 flushes the whole context. */
 	if (last == ULONG_MAX)
 		nr = 0;
 
@@ -1331,7 +1337,7 @@ static void xen_iommu_nested_free(struct iommu_domain *domain)
 	struct xen_iommu_domain *dom = to_xen_domain(domain);
 	bool empty = !xen_iommu_has_devices(dom);
 
-	/* What a device may still walk is kept. */
+	/* Never free a page table that a device may still walk. */
 	if (!xen_iommu_put_ctx(dom->xi, dom->ctx, empty))
 		return;
 
@@ -1348,7 +1354,7 @@ static const struct iommu_domain_ops xen_iommu_nested_ops = {
 	.free			= xen_iommu_nested_free,
 };
 
-/* The format's own part: make an empty table; *root is where it starts. */
+/* Creates an empty page table. Only this depends on the format. */
 static int xen_iommu_init_table(struct xen_iommu_domain *dom, phys_addr_t *root)
 {
 	const struct pv_iommu_nested_format *fmt = &dom->xi->nested;
@@ -1444,7 +1450,7 @@ static void xen_iommu_domain_free(struct iommu_domain *domain)
 					  m->mapped) < m->mapped)
 			empty = false;
 	}
-	/* The DMA API does not flush what it has unmapped lazily. */
+	/* The DMA API frees a domain without flushing its lazy unmaps. */
 	xen_iommu_flush_iotlb_all(domain);
 	xen_iommu_put_ctx(dom->xi, dom->ctx, empty);
 
@@ -1458,7 +1464,7 @@ static bool xen_iommu_enforce_cache_coherency(struct iommu_domain *domain)
 	struct xen_iommu_domain *dom = to_xen_domain(domain);
 
 	guard(spinlock_irqsave)(&dom->lock);
-	/* What is mapped already may not be coherent. */
+	/* Existing mappings may not be coherent. */
 	if ((dom->xi->caps & IOMMUCAP_cache) &&
 	    !xen_iommu_first(dom, 0, ULONG_MAX))
 		dom->enforce_cache = true;
@@ -1498,7 +1504,7 @@ xen_iommu_domain_alloc_paging_flags(struct device *dev, u32 flags,
 	dom->xi = xi;
 	dom->mappings = RB_ROOT_CACHED;
 	spin_lock_init(&dom->lock);
-	/* The core says otherwise where it allocates; iommufd does not. */
+	/* The core sets the type of its own domains; iommufd does not. */
 	dom->domain.type = IOMMU_DOMAIN_UNMANAGED;
 	dom->domain.ops = &xen_iommu_paging_ops;
 	dom->domain.pgsize_bitmap = xi->pgsize_bitmap;
@@ -1532,7 +1538,7 @@ static void xen_iommu_report_fault(struct xen_iommu *xi,
 
 	guard(mutex)(&xi->mutex);
 	xdev = xen_iommu_find_id(xi, &wanted);
-	/* Somebody may have asked to be told instead of the log. */
+	/* Log the fault only if no handler takes it. */
 	if (xdev && xdev->domain &&
 	    !report_iommu_fault(xdev->domain, &xdev->pdev->dev, fault->addr,
 				write ? IOMMU_FAULT_WRITE : IOMMU_FAULT_READ))
@@ -1556,12 +1562,12 @@ static void xen_iommu_fetch_faults(struct work_struct *work)
 			    ARRAY_SIZE(fault), 0, 0);
 	for (long i = 0; i < nr && i < ARRAY_SIZE(fault); i++)
 		xen_iommu_report_fault(xi, &fault[i]);
-	/* There may be more, and then no interrupt comes. */
+	/* More may be waiting, for which no interrupt will come. */
 	if (nr == ARRAY_SIZE(fault))
 		schedule_delayed_work(&xi->faults, XEN_IOMMU_FAULT_DELAY);
 }
 
-/* Later, so that a storm of faults does not keep us busy. */
+/* Delay the fetch, so that a storm of faults does not keep a CPU busy. */
 static irqreturn_t xen_iommu_fault_irq(int irq, void *data)
 {
 	struct xen_iommu *xi = data;
@@ -1579,11 +1585,11 @@ static void xen_iommu_init_faults(struct xen_iommu *xi)
 
 	ret = bind_virq_to_irqhandler(VIRQ_IOMMU, 0, xen_iommu_fault_irq, 0,
 				      "xen-iommu", xi);
-	/* The first call turns it on. */
+	/* The first call enables reporting. */
 	if (ret >= 0)
 		ret = xen_iommu_call(IOMMU_get_faults, 0, 0, 0, 0);
 	if (ret < 0)
-		pr_warn("faults of devices are not reported: error %d\n", ret);
+		pr_warn("DMA faults are not reported: error %d\n", ret);
 }
 
 /*
@@ -1611,7 +1617,7 @@ static int xen_iommu_show(struct seq_file *s, void *unused)
 DEFINE_SHOW_ATTRIBUTE(xen_iommu);
 #endif /* CONFIG_IOMMU_DEBUGFS */
 
-/* A number for IOMMU_init: from the kernel's command line, or the default. */
+/* Returns a parameter, or its default if it is 0, clamped to its bounds. */
 static unsigned int xen_iommu_param(const char *name, unsigned int value,
 				    unsigned int def, unsigned int min,
 				    unsigned int max)
@@ -1624,10 +1630,10 @@ static unsigned int xen_iommu_param(const char *name, unsigned int value,
 }
 
 /*
- * Sets the number of contexts, and the pool that holds the page tables of all
- * contexts. To map all memory page by page takes a 512th of it: ask for twice
- * that, and for a few tables more in each context; and for less if that is too
- * much for the hypervisor.
+ * Sets the number of contexts and the size of the pool that holds their page
+ * tables. Tables that map all memory by 4 KiB pages take 1/512 of it. Ask for
+ * twice that and a few more pages per context, or for less if the hypervisor
+ * refuses.
  */
 static int xen_iommu_init_contexts(struct xen_iommu *xi)
 {
@@ -1661,7 +1667,7 @@ static int xen_iommu_init_contexts(struct xen_iommu *xi)
 				.arena_order = order,
 			};
 
-			/* The result does not tell: the drafts get it wrong. */
+			/* Go by the query: earlier drafts return nonsense here. */
 			err = xen_iommu_op(IOMMU_init, &op);
 			ret = xen_iommu_query(xi);
 			if (ret)
@@ -1692,7 +1698,7 @@ static struct iommu_ops xen_iommu_ops = {
 	.owner			= THIS_MODULE,
 };
 
-/* Gives back the contexts of static domains and the spare ones. */
+/* Frees the spare contexts and those of static domains. */
 static void xen_iommu_teardown(struct xen_iommu *xi)
 {
 	while (xi->nr_spare)
@@ -1705,7 +1711,7 @@ static void xen_iommu_teardown(struct xen_iommu *xi)
 }
 
 /**
- * xen_iommu_setup - make the hypervisor's IOMMU ready for use
+ * xen_iommu_setup - initialise the hypervisor's IOMMU
  * @xi: the IOMMU, zeroed
  *
  * Context: may sleep.
@@ -1730,13 +1736,13 @@ static int xen_iommu_setup(struct xen_iommu *xi)
 		goto err;
 
 	if (!(xi->pgsize_bitmap & XEN_PAGE_SIZE)) {
-		pr_err("no pages of 4 KiB among %#lx\n", xi->pgsize_bitmap);
+		pr_err("no 4 KiB pages among page sizes %#lx\n", xi->pgsize_bitmap);
 		ret = -ENODEV;
 		goto err;
 	}
 	xen_iommu_get_nested_format(xi);
 
-	/* Context 0 is one of the two. */
+	/* Context 0 is that of either the identity or the blocked domain. */
 	identity = xi->caps & IOMMUCAP_default_identity;
 	if (identity)
 		ret = xen_iommu_get_ctx(xi, xen_iommu_ctx_flags(xi),
@@ -1754,7 +1760,7 @@ err:
 	return ret;
 }
 
-/* The one that there is; NULL if there is none. */
+/* The only instance; NULL if the driver is not in use. */
 static struct xen_iommu *xen_iommu;
 
 static struct iommu_device *xen_iommu_probe_device(struct device *dev)
@@ -1763,7 +1769,7 @@ static struct iommu_device *xen_iommu_probe_device(struct device *dev)
 }
 
 #ifdef CONFIG_X86
-/* "iommu=" is for whatever IOMMU there is. */
+/* "iommu=" applies to any IOMMU on x86. */
 static int __init xen_iommu_parse(char *str)
 {
 	for (; str && *str; str += strcspn(str, ","), str += *str == ',')
@@ -1774,7 +1780,7 @@ static int __init xen_iommu_parse(char *str)
 early_param("iommu", xen_iommu_parse);
 #endif
 
-/* Before PCI devices are found: their groups depend on ACS. */
+/* ACS has to be requested before PCI devices are found: groups depend on it. */
 static int __init xen_iommu_early_init(void)
 {
 	struct xen_iommu *xi;
@@ -1826,7 +1832,7 @@ static const struct attribute_group *xen_iommu_groups[] = {
 	NULL
 };
 
-/* As early as other IOMMU drivers: before drivers bind to devices. */
+/* Like other IOMMU drivers, register before drivers bind to devices. */
 static int __init xen_iommu_init(void)
 {
 	struct xen_iommu *xi = xen_iommu;
