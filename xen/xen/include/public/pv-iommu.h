@@ -6,38 +6,38 @@
 #include "physdev.h"
 
 /*
- * PV-IOMMU: a domain creates IOMMU contexts (I/O address spaces) of its own,
- * maps its pages into them and attaches the devices it owns.
+ * PV-IOMMU lets a domain create IOMMU contexts (I/O address spaces), map its
+ * pages into them and attach its devices to them.
  *
- * Source of the interface: the "PV-IOMMU" RFC series posted to xen-devel from
- * June 2024 (v1) to November 2025 (v7), as shipped by downstreams. The wording
- * of this file is our own. Layouts, sub-op numbers and bits up to and including
- * IOMMU_flush_pages are those of the drafts and of the downstreams; what is
- * marked "extension" below is new here and must only be used where the
- * capability bit that is named with it is reported.
+ * The interface comes from the "PV-IOMMU" RFC series posted to xen-devel from
+ * June 2024 (v1) to November 2025 (v7), called the drafts below, and from what
+ * downstreams ship. Layouts, sub-op numbers and flags up to and including
+ * IOMMU_flush_pages are theirs. Anything marked "extension" is new here, and
+ * may be used only if the hypervisor reports the capability named with it. The
+ * wording of this file is our own.
  *
  * Call:    long HYPERVISOR_iommu_op(unsigned int subop, void *arg)
  * Number:  __HYPERVISOR_iommu_op (43)
  * Returns: 0, or a negative Xen errno value.
  *
- * Terms: a context is an I/O address space, named by ctx_no. Context 0 is the
- * default context, which devices are in when nobody has moved them; it cannot
- * be mapped into. dfn is a device frame number (iova >> 12), gfn a frame
- * number of the calling domain: the machine frame in a PV domain, the guest
- * physical one in an HVM/PVH domain. Frame numbers are in units of 4 KiB;
- * nr_pages and the counters count pages of pgsize bytes.
+ * Terms: a context is an I/O address space, identified by ctx_no. Context 0 is
+ * the default context, in which devices start out; nothing can be mapped into
+ * it. dfn is a device frame number (iova >> 12). gfn is a frame number of the
+ * calling domain: a machine frame in a PV domain, a guest physical frame in an
+ * HVM or PVH domain. Frames are 4 KiB; nr_pages and the counters are in pages
+ * of pgsize bytes.
  *
- * General errors: -EOPNOTSUPP unknown sub-op (or extension), -EFAULT bad
- * argument pointer, -ENODEV no IOMMU for this domain, -EPERM not allowed for
- * this domain, -EACCES the domain has not been initialised, -EINVAL malformed
- * argument (including a ctx_no that does not exist).
+ * General errors: -EOPNOTSUPP: unknown or unsupported sub-op. -EFAULT: bad
+ * argument pointer. -ENODEV: no IOMMU for this domain. -EPERM: not allowed for
+ * this domain. -EACCES: the domain has not been initialised. -EINVAL:
+ * malformed argument, including a ctx_no that does not exist.
  *
- * Where this differs from the drafts, as implemented up to v7: IOMMU_init does
- * not allocate a context, fails the second time, and can be repeated after a
- * failure; a context that could not be freed stays usable; unknown flags, padding
- * that is not zero, page sizes that are not supported, and addresses beyond
- * max_iova_addr are refused rather than ignored; a whole range is checked for
- * reserved regions.
+ * Differences from the drafts as implemented (up to v7): IOMMU_init does not
+ * allocate a context, fails if the domain has already been initialised, and
+ * can be retried after a failure; a context that could not be freed stays
+ * usable; unknown flags, nonzero padding, unsupported page sizes and addresses
+ * beyond max_iova_addr are rejected rather than ignored; whole ranges are
+ * checked for reserved regions.
  */
 
 /* Sub-ops. */
@@ -63,47 +63,44 @@
 #define IOMMU_get_faults           37 /* extension;   IOMMUCAP_faults */
 
 /*
- * IOMMU_query_capabilities: fills struct pv_iommu_capabilities.
+ * IOMMU_query_capabilities: fills in struct pv_iommu_capabilities.
  *
- * max_ctx_no is 0 as long as the domain has not been initialised (IOMMU_init).
- * Contexts are numbered from 1 to max_ctx_no.
+ * max_ctx_no is 0 until the domain has been initialised (IOMMU_init). Contexts
+ * are numbered from 1 to max_ctx_no.
  */
 
-/* Context 0 is an identity map (else it blocks all but reserved regions). */
+/* Context 0 is an identity map; else it blocks all but reserved regions. */
 #define IOMMUCAP_default_identity   (1U << 0)
-/*
- * DMA is coherent with the CPUs' caches, also where a device asks for it not to
- * be (no-snoop).
- */
+/* DMA is coherent with CPU caches, even if a device asks for no-snoop. */
 #define IOMMUCAP_cache              (1U << 1)
 /*
- * IOMMU_alloc_nested and IOMMU_flush_nested are there, as described below. Only
- * reported together with IOMMUCAP_query.
+ * IOMMU_alloc_nested and IOMMU_flush_nested are supported as described below.
+ * Reported only together with IOMMUCAP_query.
  */
 #define IOMMUCAP_nested             (1U << 2)
-/* IOMMU_attach_pasid is there (not implemented by anybody). */
+/* IOMMU_attach_pasid is supported; nobody implements it yet. */
 #define IOMMUCAP_pasid              (1U << 3)
-/* IOMMU_ALLOC_identity is there. */
+/* IOMMU_ALLOC_identity is supported. */
 #define IOMMUCAP_identity           (1U << 4)
-/* IOMMU_MAP_no_flush and IOMMU_flush_pages are there (downstreams). */
+/* IOMMU_MAP_no_flush and IOMMU_flush_pages are supported (downstreams). */
 #define IOMMUCAP_deferred_flush     (1U << 5)
 /*
- * Extension: interrupts of this domain's devices are remapped, a device can
+ * Extension: interrupts of this domain's devices are remapped, so a device can
  * only send those that were set up for it.
  */
 #define IOMMUCAP_isolated_msi       (1U << 16)
 /*
  * Extension: pv_iommu_unmap_pages.unmap_flags and IOMMU_UNMAP_no_flush are
- * there. Frames are kept until the flush.
+ * supported. Unmapped frames stay referenced until the flush.
  */
 #define IOMMUCAP_deferred_unmap     (1U << 17)
-/* Extension: IOMMU_{map,unmap}_range and IOMMU_{map,unmap}_runs are there. */
+/* Extension: IOMMU_{map,unmap}_{range,runs} are supported. */
 #define IOMMUCAP_runs               (1U << 18)
-/* Extension: IOMMU_query is there. */
+/* Extension: IOMMU_query is supported. */
 #define IOMMUCAP_query              (1U << 19)
-/* Extension: IOMMU_get_faults and VIRQ_IOMMU are there. */
+/* Extension: IOMMU_get_faults and VIRQ_IOMMU are supported. */
 #define IOMMUCAP_faults             (1U << 20)
-/* Extension: IOMMU_ALLOC_empty is there. */
+/* Extension: IOMMU_ALLOC_empty is supported. */
 #define IOMMUCAP_alloc_empty        (1U << 21)
 
 struct pv_iommu_capabilities {
@@ -113,7 +110,7 @@ struct pv_iommu_capabilities {
     uint32_t cap_flags;
     /* OUT: mask of supported page sizes, in bytes. */
     uint32_t pgsize_mask;
-    /* OUT: highest PASID, 0 if there are none. */
+    /* OUT: highest PASID, 0 if PASIDs are not supported. */
     uint32_t max_pasid;
     /* OUT: highest context number, 0 before IOMMU_init. */
     uint16_t max_ctx_no;
@@ -123,14 +120,14 @@ typedef struct pv_iommu_capabilities pv_iommu_capabilities_t;
 DEFINE_XEN_GUEST_HANDLE(pv_iommu_capabilities_t);
 
 /*
- * IOMMU_init: sets the number of contexts and the size of the pool that the
- * page tables of contexts other than 0 are taken from. Once per domain.
+ * IOMMU_init: sets the number of contexts and the size of the pool that holds
+ * the page tables of all contexts but 0. Can be done only once per domain.
  *
- * -EACCES: the domain has been initialised already. -EINVAL: max_ctx_no is 0
+ * -EACCES: the domain has already been initialised. -EINVAL: max_ctx_no is 0
  * or above 0xfffe, or a limit is exceeded. -ENOMEM: no memory; may be retried.
  *
- * In the drafts this sub-op goes on into IOMMU_alloc_context: callers
- * must query again afterwards and judge by that, not by the return value.
+ * In the drafts, this sub-op falls through into IOMMU_alloc_context: callers
+ * must query again afterwards and go by that, not by the return value.
  */
 struct pv_iommu_init {
     /* IN: highest context number wanted. */
@@ -142,18 +139,18 @@ typedef struct pv_iommu_init pv_iommu_init_t;
 DEFINE_XEN_GUEST_HANDLE(pv_iommu_init_t);
 
 /*
- * IOMMU_alloc_context: makes a new context, empty but for reserved regions.
+ * IOMMU_alloc_context: allocates a context, empty except for reserved regions.
  *
  * -ENOSPC: all contexts are in use. -ENOMEM: the pool is empty.
  */
 
-/* The new context is an identity map; it cannot be mapped into. */
+/* The new context is an identity map; nothing can be mapped into it. */
 #define IOMMU_ALLOC_identity        (1U << 0)
 /*
- * Extension, IOMMUCAP_alloc_empty: the new context has no reserved regions. The
- * caller maps those of the devices that it attaches. Within a reserved region the
- * hypervisor accepts mappings with dfn == gfn, and other mappings only if no
- * device in the context owns the region.
+ * Extension, IOMMUCAP_alloc_empty: the new context does not contain the
+ * reserved regions. The caller maps those of the devices that it attaches. In
+ * a reserved region, the hypervisor accepts mappings with dfn == gfn, and
+ * others only if the region does not belong to a device in the context.
  */
 #define IOMMU_ALLOC_empty           (1U << 1)
 
@@ -169,14 +166,14 @@ typedef struct pv_iommu_alloc pv_iommu_alloc_t;
 DEFINE_XEN_GUEST_HANDLE(pv_iommu_alloc_t);
 
 /*
- * IOMMU_free_context: destroys a context with all its mappings.
+ * IOMMU_free_context: frees a context and removes all its mappings.
  *
- * -EBUSY: there are devices in it and reattach_default is not set; the context
- * remains as it was. If a device cannot be moved, the error is that of
- * IOMMU_reattach_device; others may have been moved.
+ * -EBUSY: devices are in the context and IOMMU_FREE_reattach_default is not
+ * set; the context is unchanged. If a device cannot be moved, the error is
+ * that of IOMMU_reattach_device; other devices may have been moved.
  */
 
-/* Move the devices that are in the context to context 0 first. */
+/* First move the devices that are in the context to context 0. */
 #define IOMMU_FREE_reattach_default (1U << 0)
 
 struct pv_iommu_free {
@@ -192,23 +189,23 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_free_t);
 
 /*
  * IOMMU_map_pages: maps nr_pages pages, contiguous in both dfn and gfn.
- * Pages larger than 4 KiB are mapped wholly or not at all.
+ * A page larger than 4 KiB is mapped completely or not at all.
  *
- * The counter "mapped" is added to; it is right after an error, too. gfn, dfn
- * and nr_pages are changed when the call is continued: callers fill in every
- * field anew for each call and trust only the counter afterwards.
+ * The hypervisor adds to the counter "mapped", which is also valid on error.
+ * It changes gfn, dfn and nr_pages when it continues a preempted call: callers
+ * must set every field before each call, and use only the counter afterwards.
  *
  * -EADDRINUSE: something is mapped there (the drafts' text says -EINVAL).
- * -EADDRNOTAVAIL: a reserved region, or one
- * where writes are interrupts. -ENOENT: no page behind gfn. -EPERM: the
- * domain may not map that frame, or not with that access. -ENOMEM: the pool
- * is empty. -ERANGE, -EINVAL: beyond max_iova_addr, unsupported pgsize,
- * misaligned dfn or gfn, neither readable nor writeable.
+ * -EADDRNOTAVAIL: a reserved region, or the range of interrupt messages.
+ * -ENOENT: no page at gfn. -EPERM: the domain may not map that frame, or not
+ * with that access. -ENOMEM: the pool is empty. -ERANGE, -EINVAL: beyond
+ * max_iova_addr, unsupported pgsize, misaligned dfn or gfn, neither readable
+ * nor writeable.
  */
 #define IOMMU_MAP_readable          (1U << 0)
 #define IOMMU_MAP_writeable         (1U << 1)
 #define IOMMU_MAP_cache             (1U << 2)
-/* Do not flush the IOTLB: IOMMU_flush_pages follows. */
+/* Do not flush the IOTLB: the caller will use IOMMU_flush_pages. */
 #define IOMMU_MAP_no_flush          (1U << 3)
 
 struct pv_iommu_map_pages {
@@ -235,16 +232,17 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_map_pages_t);
 /*
  * IOMMU_unmap_pages: unmaps nr_pages pages from dfn on.
  *
- * Stops at the first page that is not mapped (-ENOENT) or cannot be unmapped;
- * the remainder is as it was. "unmapped" behaves like "mapped" above. Pages need
- * not be unmapped in the size that they were mapped in; it takes no memory.
+ * Stops at the first page that is not mapped (-ENOENT) or cannot be unmapped,
+ * and leaves the remainder unchanged. "unmapped" behaves like "mapped" above.
+ * Pages need not be unmapped in the size in which they were mapped. Splitting
+ * a page takes no memory; in the drafts it may, and fail with -ENOMEM.
  */
 
 /*
  * Extension, IOMMUCAP_deferred_unmap: do not flush the IOTLB. Devices may
- * reach the pages until IOMMU_flush_pages, which also releases the frames. A PV
- * domain may use them as page tables before: Xen then flushes by itself.
- * Ranges with frames of other domains are flushed, and released, at once.
+ * reach the pages until IOMMU_flush_pages, which also releases the frames. If
+ * a PV domain turns one into a page table before that, Xen flushes by itself.
+ * Ranges with frames of other domains are flushed and released immediately.
  */
 #define IOMMU_UNMAP_no_flush        (1U << 0)
 
@@ -261,7 +259,7 @@ struct pv_iommu_unmap_pages {
     uint32_t nr_pages;
     /* OUT: counter of pages unmapped. */
     uint32_t unmapped;
-    /* IN: IOMMU_UNMAP_*, padding unless IOMMUCAP_deferred_unmap is reported. */
+    /* IN: IOMMU_UNMAP_*; padding without IOMMUCAP_deferred_unmap. */
     uint32_t unmap_flags;
 };
 typedef struct pv_iommu_unmap_pages pv_iommu_unmap_pages_t;
@@ -270,9 +268,9 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_unmap_pages_t);
 /*
  * IOMMU_flush_pages: flushes the IOTLB for a range of a context.
  *
- * After it no device reaches what was unmapped from the range before the call.
- * Extension, IOMMUCAP_deferred_unmap: nr_pages 0 flushes the whole context, and
- * dfn and pgsize are ignored.
+ * Afterwards, no device can reach what was unmapped from the range before the
+ * call. Extension, IOMMUCAP_deferred_unmap: if nr_pages is 0, the whole
+ * context is flushed, and dfn and pgsize are ignored.
  */
 struct pv_iommu_flush_pages {
     /* IN: context to flush. */
@@ -290,13 +288,13 @@ typedef struct pv_iommu_flush_pages pv_iommu_flush_pages_t;
 DEFINE_XEN_GUEST_HANDLE(pv_iommu_flush_pages_t);
 
 /*
- * IOMMU_reattach_device: moves a device into a context, 0 for the default one.
+ * IOMMU_reattach_device: moves a device to a context, 0 for the default one.
  *
- * A device that is given to another domain comes back to the context that it was
- * in. If that has been freed meanwhile, its DMA is blocked until it is moved.
+ * A device that was assigned to another domain returns to the context that it
+ * was in. If that has been freed, its DMA is blocked until it is moved.
  *
- * -ENODEV: no such device (older: -ENOENT), or no IOMMU in front of it.
- * -EPERM: the device is not the caller's. The device stays where it was.
+ * -ENODEV: no such device (older: -ENOENT), or it is not behind an IOMMU.
+ * -EPERM: the device is not the caller's. On error, it stays where it was.
  */
 struct pv_iommu_reattach_device {
     /* IN: context to attach to. */
@@ -309,7 +307,7 @@ struct pv_iommu_reattach_device {
 typedef struct pv_iommu_reattach_device pv_iommu_reattach_device_t;
 DEFINE_XEN_GUEST_HANDLE(pv_iommu_reattach_device_t);
 
-/* IOMMU_remote_cmd: a sub-op on behalf of another domain (toolstack). */
+/* IOMMU_remote_cmd: does a sub-op on behalf of another domain (toolstack). */
 struct pv_iommu_remote_cmd {
     /* IN: the domain. */
     uint16_t domid;
@@ -322,28 +320,28 @@ typedef struct pv_iommu_remote_cmd pv_iommu_remote_cmd_t;
 DEFINE_XEN_GUEST_HANDLE(pv_iommu_remote_cmd_t);
 
 /*
- * Extension, IOMMUCAP_runs: mapping and unmapping with the arguments in
- * registers. A run is a piece that is contiguous in dfn and gfn.
+ * Extension, IOMMUCAP_runs: mapping and unmapping with arguments in registers.
+ * A run is a range that is contiguous in both dfn and gfn.
  *
  * long HYPERVISOR_iommu_op(IOMMU_map_range, ctx_flags, dfn, nr_frames, gfn)
  * long HYPERVISOR_iommu_op(IOMMU_unmap_range, ctx_flags, dfn, nr_frames)
  * long HYPERVISOR_iommu_op(IOMMU_map_runs, ctx_flags, runs, nr_runs, skip)
  * long HYPERVISOR_iommu_op(IOMMU_unmap_runs, ctx_flags, runs, nr_runs, skip)
  *
- * ctx_flags: context in bits 0-15, and IOMMU_MAP_* or IOMMU_UNMAP_* in bits
- * 32-63. nr_frames, in units of 4 KiB like the results. runs: address of an
- * array of nr_runs (at most IOMMU_MAX_RUNS) struct pv_iommu_run, which is only
- * read; gfn is ignored by unmap. The address is virtual in a PV domain and guest
- * physical in any other: to walk the guest's page tables costs more than to map a
- * run. skip: frames to leave out at the beginning.
+ * ctx_flags: context in bits 0-15, IOMMU_MAP_* or IOMMU_UNMAP_* in bits 32-63.
+ * nr_frames: number of 4 KiB frames. runs: address of an array of nr_runs (at
+ * most IOMMU_MAX_RUNS) struct pv_iommu_run, which is only read; unmapping
+ * ignores gfn. The address is virtual in a PV domain and guest physical in any
+ * other, because walking the guest's page tables costs more than mapping a
+ * run. skip: number of frames to skip at the start.
  *
- * The runs are done in order, as by IOMMU_map_pages and IOMMU_unmap_pages, with
- * one flush of the IOTLB for all.
+ * Runs are processed in order, as by IOMMU_map_pages and IOMMU_unmap_pages,
+ * with a single flush of the IOTLB.
  *
- * Returns: the number of frames done from the beginning, those to skip
- * included, if there are any besides these; else a negative error. A number
- * below what was asked for may be due to an error or to preemption: callers go
- * on with the remainder, which then has one of these two results.
+ * Returns the number of 4 KiB frames processed, including those skipped, or a
+ * negative error if there were none but those. A smaller number than requested
+ * is due to an error or to preemption: callers repeat the call for the
+ * remainder, which fails if there was an error.
  */
 struct pv_iommu_run {
     /* IN: first frame of the caller. */
@@ -363,9 +361,10 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_run_t);
  *
  * long HYPERVISOR_iommu_op(IOMMU_query, what, index, buf, size)
  *
- * Writes at most size bytes of the structure named by what to buf, a virtual
- * address. Returns the size of the structure that the hypervisor has, in bytes,
- * which may be more or less than size: fields are only ever added at the end.
+ * Copies at most size bytes of the structure that "what" selects to the
+ * virtual address buf. Returns the size in bytes of the hypervisor's
+ * structure, which may be more or less than size: fields are only ever added
+ * at the end.
  *
  * -EINVAL: unknown what. -EOPNOTSUPP: there is nothing at that index.
  */
@@ -387,15 +386,14 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_limits_t);
 /*
  * Extension: nested translation, IOMMUCAP_nested.
  *
- * The caller builds the first-stage table of a context in its own memory; the
- * hypervisor nests it under the second stage that context 0 has. Addresses in
- * the table are guest physical, and a device reaches what both stages allow. The
+ * The caller builds a context's first-stage table in its own memory; the
+ * hypervisor nests it under the second stage of context 0. The table contains
+ * guest physical addresses, and a device can reach what both stages allow. The
  * hypervisor never trusts the table, which may change at any time. Mappings in
- * it pin nothing.
+ * it do not pin pages.
  *
- * Nested contexts can be attached to (IOMMU_reattach_device), freed
- * (IOMMU_free_context) and flushed (IOMMU_flush_nested). Any other sub-op on them
- * fails with -EOPNOTSUPP.
+ * Sub-ops for nested contexts are IOMMU_reattach_device, IOMMU_free_context
+ * and IOMMU_flush_nested. Any other fails with -EOPNOTSUPP.
  */
 
 /* Formats of first-stage tables. */
@@ -413,9 +411,9 @@ struct pv_iommu_nested_format {
     uint64_t pgsize_mask;
     /* OUT: IOMMU_NESTED_INFO_* */
     uint32_t flags;
-    /* OUT: bits of a device address. */
+    /* OUT: width of a device address, in bits. */
     uint8_t input_bits;
-    /* OUT: bits of an address in the table. */
+    /* OUT: width of an address in the table, in bits. */
     uint8_t output_bits;
     uint16_t pad;
 };
@@ -423,17 +421,17 @@ typedef struct pv_iommu_nested_format pv_iommu_nested_format_t;
 DEFINE_XEN_GUEST_HANDLE(pv_iommu_nested_format_t);
 
 /*
- * IOMMU_alloc_nested: makes a context that uses the caller's table.
+ * IOMMU_alloc_nested: allocates a context that uses the caller's table.
  *
  * long HYPERVISOR_iommu_op(IOMMU_alloc_nested, arg)
  *
- * desc_gfn names a page that the caller gives up until the context is freed: the
- * hypervisor writes what the hardware needs to find the table, if the format
- * has IOMMU_NESTED_INFO_desc.
+ * If the format has IOMMU_NESTED_INFO_desc, desc_gfn is a page to which the
+ * hypervisor writes what the hardware needs to find the table. The caller must
+ * not use it until the context is freed.
  *
- * -ENOSPC: all contexts are in use. -ENOMEM: no memory. -EINVAL: unknown flags,
- * or no page of the caller's behind a frame number. -EOPNOTSUPP: the format is not
- * supported. -EACCES: before IOMMU_init.
+ * -ENOSPC: all contexts are in use. -ENOMEM: no memory. -EINVAL: unknown
+ * flags, or a frame that is not a page of the caller's. -EOPNOTSUPP: the
+ * format is not supported. -EACCES: before IOMMU_init.
  */
 
 /* The format, in bits 0 to 7 of nested_flags. The other bits must be zero. */
@@ -459,15 +457,15 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_alloc_nested_t);
  *
  * long HYPERVISOR_iommu_op(IOMMU_flush_nested, ctx_flags, dfn, nr_frames)
  *
- * ctx_flags: context in bits 0-15, IOMMU_FLUSH_* in bits 32-63. nr_frames 0: the
- * whole context. After it no device reaches what was not present in the table
- * before the call, and, with IOMMU_FLUSH_tables, none reads tables that were not
- * part of it.
+ * ctx_flags: context in bits 0-15, IOMMU_FLUSH_* in bits 32-63. If nr_frames
+ * is 0, the whole context is flushed. Afterwards, no device can reach what was
+ * removed from the table before the call; with IOMMU_FLUSH_tables, none reads
+ * tables that were removed, either.
  *
  * -EINVAL: no such context, not nested, or unknown flags.
  */
 
-/* Tables have been taken out, not just leaves. */
+/* Tables have been removed, not only leaf entries. */
 #define IOMMU_FLUSH_tables          (1U << 0)
 
 /*
@@ -475,28 +473,29 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_alloc_nested_t);
  *
  * long HYPERVISOR_iommu_op(IOMMU_get_faults, buf, nr)
  *
- * Moves up to nr of the oldest faults to buf, the virtual address of an array of
- * struct pv_iommu_fault, and returns their number. The first call, with nr 0
- * perhaps, turns reporting on. VIRQ_IOMMU is then raised when a fault is recorded
- * while none was waiting. Faults for which there is no room are only counted.
+ * Moves up to nr of the oldest faults to buf, the virtual address of an array
+ * of struct pv_iommu_fault, and returns their number. The first call, for
+ * which nr may be 0, enables reporting. From then on, VIRQ_IOMMU is raised
+ * when a fault is recorded and none was pending. If there is no room for a
+ * fault, it is only counted.
  */
 
-/* The device wanted to write. */
+/* The access was a write. */
 #define IOMMU_FAULT_write           (1U << 0)
 
 struct pv_iommu_fault {
     /* OUT: device address, in bytes. */
     uint64_t addr;
-    /* OUT: the device, by its requester id. */
+    /* OUT: requester ID of the device. */
     struct physdev_pci_device dev;
     /* OUT: context that it is in. */
     uint16_t ctx_no;
     uint16_t pad;
     /* OUT: IOMMU_FAULT_* */
     uint32_t flags;
-    /* OUT: what the hardware says; depends on its vendor. */
+    /* OUT: reason that the hardware reports; vendor-specific. */
     uint32_t reason;
-    /* OUT: faults that were lost before this one. */
+    /* OUT: number of faults lost before this one. */
     uint32_t lost;
     uint32_t pad2;
 };
