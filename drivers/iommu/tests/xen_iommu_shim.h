@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What stands around the Xen PV-IOMMU driver in its KUnit suite
+ * Environment of the Xen PV-IOMMU driver in its KUnit suite
  *
- * The suite compiles a copy of the driver. Here its surroundings are replaced
- * by ones that the tests control: the hypercalls, whether there is a Xen, memory
- * allocation, initcalls, warnings, interrupts, the registration with the IOMMU
- * core. The driver itself is not changed.
+ * The suite compiles a copy of the driver. This file replaces the driver's
+ * environment by one that the tests control: hypercalls, detection of Xen,
+ * memory allocation, initcalls, warnings, interrupts, and registration with the
+ * IOMMU core. The driver itself is not changed.
  */
 #ifndef _XEN_IOMMU_SHIM_H
 #define _XEN_IOMMU_SHIM_H
 
-/* All that the driver includes: what follows must not change these. */
+/* Everything that the driver includes, before names are redefined below. */
 #include <linux/atomic.h>
 #include <linux/bitmap.h>
 #include <linux/debugfs.h>
@@ -33,7 +33,7 @@
 #include <linux/workqueue.h>
 
 #ifndef CONFIG_XEN
-/* User-mode Linux finds x86's headers, which are not for it. */
+/* User-mode Linux would find x86's headers, which it cannot use. */
 #define _ASM_X86_XEN_PAGE_H
 #define _ASM_X86_XEN_HYPERCALL_H
 #define _XEN_EVENTS_H
@@ -54,31 +54,31 @@ static inline unsigned long pfn_to_gfn(unsigned long pfn)
 #include "xen_iommu_sim.h"
 
 /**
- * struct xt_env - the surroundings
- * @domain: runs on Xen
+ * struct xt_env - the driver's environment
+ * @domain: Linux runs on Xen
  * @pv: as a PV domain
  * @initial: as dom0
  * @isolated_msi: interrupts are remapped
- * @ram_pages: memory of the machine
+ * @ram_pages: memory size, in pages
  * @segment: PCI segment of all devices
- * @vmd: does DMA for the devices on @vmd_bus, in a segment that only Linux has
- * @vmd_bus: as said
+ * @vmd: VMD that does DMA for the devices on @vmd_bus
+ * @vmd_bus: bus in a segment that only Linux knows
  * @fail_at: allocation to fail, counted from 1; 0 for none
- * @allocs: allocations since that was set
+ * @allocs: allocations since @fail_at was set
  * @live: allocations that have not been freed
- * @bytes: their size
- * @warnings: lines that the driver has logged as warnings or errors
- * @infos: other lines
+ * @bytes: size of these
+ * @warnings: number of warnings and errors that the driver has logged
+ * @infos: number of other lines
  * @register_ret: result of iommu_device_register()
  * @on_register: called by iommu_device_register()
  * @sysfs_ret: result of iommu_device_sysfs_add()
  * @virq_ret: result of bind_virq_to_irqhandler(), if negative
- * @sysfs: calls of iommu_device_sysfs_add() without those of _remove()
+ * @sysfs: calls of iommu_device_sysfs_add() minus those of _remove()
  * @acs: ACS has been requested
  * @virq: handler of VIRQ_IOMMU
- * @virq_data: its argument
- * @iommu: what has been registered
- * @ops: what has been registered
+ * @virq_data: argument of @virq
+ * @iommu: registered device
+ * @ops: registered operations
  */
 struct xt_env {
 	bool domain;
@@ -302,7 +302,7 @@ do {									\
 #define rootfs_initcall(fn)	static int (*const xt_late_init)(void) = fn
 #define __init
 
-/* The lowest layer of the driver: */
+/* Replaces the lowest layer of the driver. */
 #define XEN_IOMMU_KUNIT
 
 #define xen_iommu_op			sim_op
@@ -314,7 +314,7 @@ do {									\
 
 #include "../xen-iommu.c"
 
-/* What the driver does not need: an end. Returns the contexts that it has lost. */
+/* Stops the driver, which cannot do that itself. Returns the contexts lost. */
 static unsigned int xt_shut_down(void)
 {
 	unsigned int lost;
@@ -329,7 +329,7 @@ static unsigned int xt_shut_down(void)
 	return lost;
 }
 
-/* The tests allocate for themselves. */
+/* Allocations of the tests are not counted. */
 #undef kfree
 #undef get_zeroed_page
 #undef pci_domain_nr

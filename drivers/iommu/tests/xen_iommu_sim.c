@@ -2,21 +2,20 @@
 /*
  * A software hypervisor with the PV-IOMMU interface, for KUnit tests
  *
- * Each frame that is mapped is an entry of its own, and page tables are only
- * counted: simple enough to be right, and to be taken for the truth about what
- * a device reaches.
+ * Each mapped frame has its own entry, and page tables are only counted. This
+ * is simple enough to be trusted as the reference for what a device can reach.
  *
- * Checked at every call, and counted as a violation if it does not hold:
- * - arguments are well-formed: known flags, sizes that are offered, alignment,
- *   counters zero on entry, nothing beyond the highest address;
- * - no mapping without read or write, none over another one (unless the test
- *   allows that) or over one that has not been flushed, no unmap of what is not
- *   mapped;
- * - extensions only where their capability is reported;
- * - IOMMU_init only with values that no known hypervisor chokes on, once;
- * - nested tables have valid pointers, and are not used once they are taken out;
- * - contexts are freed only without devices and mappings, never by force;
- * - references to frames and frames in contexts add up.
+ * Each call is checked. It counts as a violation unless
+ * - arguments are well-formed: known flags, supported sizes, aligned, counters
+ *   zero on entry, nothing beyond the highest address;
+ * - mappings are readable or writeable, and not over another one (unless the
+ *   test allows that) or one that has not been flushed;
+ * - only mapped frames are unmapped;
+ * - extensions are used only if their capability is reported;
+ * - IOMMU_init is called once, with values that are safe on known hypervisors;
+ * - nested tables have valid pointers, and are not used after their removal;
+ * - contexts are freed without devices and mappings, and not by force;
+ * - the number of references matches the number of frames in contexts.
  */
 #include <linux/errno.h>
 #include <linux/io.h>
@@ -31,7 +30,7 @@
 
 #define SIM_MAP_FLAGS	(IOMMU_MAP_readable | IOMMU_MAP_writeable | IOMMU_MAP_cache)
 
-/* The one behind the hypercalls: these have no argument to name it. */
+/* The instance behind the hypercalls, which have no argument to name it. */
 struct xen_iommu_sim *xen_iommu_sim;
 
 #define sim_violation(sim, fmt, ...)					\
@@ -84,7 +83,7 @@ static bool sim_within(u64 x, u64 start, u64 end)
  * Failures
  */
 
-/* Frames that the call may do; *@ret is what it returns if that is too few. */
+/* Returns how many frames the call may process, and *@ret, the error then. */
 static u64 sim_limit(struct xen_iommu_sim *sim, unsigned int subop, int *ret)
 {
 	static const int errors[] = {
@@ -179,7 +178,7 @@ static void sim_destroy_ctx(struct xen_iommu_sim *sim, struct sim_ctx *ctx)
 	kfree(ctx);
 }
 
-/* A context that can be mapped into. */
+/* Finds a context that can be mapped into. */
 static struct sim_ctx *sim_get_ctx(struct xen_iommu_sim *sim, u16 nr)
 {
 	struct sim_ctx *ctx = nr ? xa_load(&sim->contexts, nr) : NULL;
@@ -273,7 +272,7 @@ static int sim_free(struct xen_iommu_sim *sim, struct pv_iommu_free *op)
 		sim_violation(sim, "free of context %u: flags %#x, %u devices, %llu frames",
 			      op->ctx_no, op->free_flags, ctx->nr_devices,
 			      ctx->nr_frames);
-	/* Drafts: a context that was refused once is gone for good. */
+	/* Drafts: a context is unusable after a refused free. */
 	if (ctx->nr_devices || sim_quirk(sim, SIM_FREE_BUSY)) {
 		ctx->dying = sim_quirk(sim, SIM_FREE_LEAKS | SIM_FREE_BUSY);
 		return -EBUSY;
@@ -308,7 +307,7 @@ static int sim_op_init(struct xen_iommu_sim *sim, struct pv_iommu_init *op)
 	const struct pv_iommu_limits *limits = &sim->conf.limits;
 	int ret = 0;
 
-	/* A draft dies of these; the calling domain must know. */
+	/* These crash a hypervisor with a draft of the interface. */
 	if (!op->arena_order || op->arena_order > 20 || !op->max_ctx_no ||
 	    op->max_ctx_no > 0xfffe) {
 		sim_violation(sim, "init with order %u, %u contexts",
@@ -322,7 +321,7 @@ static int sim_op_init(struct xen_iommu_sim *sim, struct pv_iommu_init *op)
 	if (sim_quirk(sim, SIM_INIT_IDLE))
 		return 0;
 	if (sim_limit(sim, IOMMU_init, &ret) != SIM_ALL)
-		/* The alloc that follows in the drafts finds no context. */
+		/* In the drafts, the alloc that follows finds no context. */
 		return sim_quirk(sim, SIM_INIT_FALLS_THROUGH) ? -ENOSPC : ret;
 	if ((limits->max_ctx_no && op->max_ctx_no > limits->max_ctx_no) ||
 	    (limits->arena_order && op->arena_order > limits->arena_order))
@@ -383,7 +382,7 @@ static int sim_reattach(struct xen_iommu_sim *sim,
  * Mapping and unmapping
  */
 
-/* Some device in the context owns the reserved region. */
+/* Returns true if a device in the context owns the reserved region. */
 static bool sim_owns_rdm(struct xen_iommu_sim *sim, struct sim_ctx *ctx,
 			 const struct sim_rdm *rdm)
 {
@@ -523,7 +522,7 @@ static int sim_unmap_frames(struct xen_iommu_sim *sim, struct sim_ctx *ctx,
 		ret = *limit ? sim_unmap_page(sim, ctx, dfn) : stop;
 		if (!*limit || ret)
 			break;
-		/* Grants: others get their frames back at once. */
+		/* Grants are flushed and released at once. */
 		if (sim_within(gfn, sim->foreign_start, sim->foreign_end))
 			flush = true;
 		++*done;
@@ -534,7 +533,7 @@ static int sim_unmap_frames(struct xen_iommu_sim *sim, struct sim_ctx *ctx,
 	return ret;
 }
 
-/* Counters: of pages, which are of 4 KiB here; zero on entry. */
+/* Pages must be 4 KiB, and the counter zero on entry. */
 static bool sim_check_pages(struct xen_iommu_sim *sim, u32 pgsize, u32 counter)
 {
 	if (pgsize == SZ_4K && !counter)
@@ -601,7 +600,7 @@ static u64 sim_nr_left(const struct pv_iommu_run *run, unsigned int nr)
 	return left;
 }
 
-/* Ranges and lists: the arguments are in registers, the result is a count. */
+/* Ranges and lists have their arguments in registers, and return a count. */
 static long sim_runs(struct xen_iommu_sim *sim, bool map, bool list,
 		     unsigned long a1, unsigned long a2, unsigned long a3,
 		     unsigned long a4)
@@ -655,7 +654,7 @@ static long sim_runs(struct xen_iommu_sim *sim, bool map, bool list,
 	return done + (list ? a4 : 0);
 }
 
-/* Of the whole context: downstreams' flush of a range is of no use to a driver. */
+/* Flushes whole contexts only: the driver has no use for flushes of a range. */
 static int sim_flush_pages(struct xen_iommu_sim *sim,
 			   struct pv_iommu_flush_pages *op)
 {
@@ -685,7 +684,7 @@ static u64 sim_pte_frame(u64 pte)
 	return (pte & GENMASK_ULL(51, 12)) >> SIM_PAGE_SHIFT;
 }
 
-/* An access of a device, with the worst caches that there could be. */
+/* An access by a device that caches everything until it is flushed. */
 static u64 sim_access(struct xen_iommu_sim *sim, struct sim_ctx *ctx, u64 dfn)
 {
 	u64 entry = sim_get(&ctx->tlb, dfn), table = ctx->root, pte = 0, leaf;
@@ -707,7 +706,7 @@ static u64 sim_access(struct xen_iommu_sim *sim, struct sim_ctx *ctx, u64 dfn)
 			break;
 		table = sim_pte_frame(pte);
 	}
-	/* Even if that address has no table any more. */
+	/* A cached table must still be in place. */
 	if (leaf && (level || leaf != table))
 		sim_violation(sim, "table of dfn %#llx is gone, and was not flushed",
 			      dfn);
@@ -762,7 +761,7 @@ static long sim_flush_nested(struct xen_iommu_sim *sim, unsigned long ctx_flags,
 static long sim_query(struct xen_iommu_sim *sim, unsigned long what,
 		      unsigned long index, void *buf, size_t size)
 {
-	/* What a newer hypervisor has, this driver does not know. */
+	/* A newer hypervisor may have fields that the driver does not know. */
 	u8 limits[sizeof(struct pv_iommu_limits) + 16];
 	int ret = 0;
 
@@ -896,7 +895,7 @@ long sim_op_regs(unsigned int subop, unsigned long a1, unsigned long a2,
 	int stop = 0;
 	long ret;
 
-	/* Counted, and made to fail, as what they do. */
+	/* Count and fail them by what they do. */
 	if (subop == IOMMU_map_range || subop == IOMMU_map_runs)
 		subop = IOMMU_map_pages;
 	if (subop == IOMMU_unmap_range || subop == IOMMU_unmap_runs)
@@ -978,8 +977,8 @@ int sim_memory_op(unsigned int cmd, void *arg)
 }
 
 /*
- * PV: a bijection of frame numbers below 2^28 that leaves aligned groups of
- * 2^pv_order frames together.
+ * PV: a bijection of frame numbers below 2^28 that keeps aligned groups of
+ * 2^pv_order frames contiguous.
  */
 unsigned long sim_pfn_to_gfn(unsigned long pfn)
 {
@@ -1007,7 +1006,7 @@ void sim_init(struct xen_iommu_sim *sim, const struct sim_conf *conf)
 	sim->limits_size = sizeof(struct pv_iommu_limits);
 	sim->left[0] = SIM_ALL;
 	sim->left[1] = SIM_ALL;
-	/* The xarrays' own locks are taken in interrupts, too. */
+	/* The xarrays' locks are also taken in interrupts. */
 	scoped_guard(spinlock_irqsave, &sim->lock)
 		sim_new_ctx(sim, 0);
 	if (conf->max_ctx) {

@@ -3,8 +3,8 @@
  * A software hypervisor with the PV-IOMMU interface, for KUnit tests
  *
  * It implements include/xen/interface/pv-iommu.h frame by frame, knows nothing
- * of the driver, and misbehaves as real hypervisors do when it is told to. Each
- * call checks what a correct driver keeps to; see xen_iommu_sim.c.
+ * about the driver, and can be made to misbehave as real hypervisors do. Each
+ * call checks that the driver follows the interface; see xen_iommu_sim.c.
  */
 #ifndef _XEN_IOMMU_SIM_H
 #define _XEN_IOMMU_SIM_H
@@ -18,7 +18,7 @@
 #include <xen/interface/pv-iommu.h>
 #include <xen/interface/xen.h>
 
-/* Counted and made to fail like a sub-op, without being one. */
+/* Not a sub-op, but counted and made to fail like one. */
 #define SIM_MEMORY_OP		40
 #define SIM_NR_SUBOPS		41
 
@@ -27,25 +27,25 @@
 #define SIM_MAX_FAULTS		8
 #define SIM_FAULT_RING		40
 
-/* Without a limit. */
+/* No limit. */
 #define SIM_ALL			U64_MAX
 
 enum sim_quirk {
-	/* Drafts: IOMMU_init goes on into IOMMU_alloc_context. */
+	/* Drafts: IOMMU_init continues into IOMMU_alloc_context. */
 	SIM_INIT_FALLS_THROUGH	= BIT(0),
-	/* Preempted calls come back with gfn, dfn and nr_pages rewritten. */
+	/* Preempted calls change gfn, dfn and nr_pages. */
 	SIM_PREEMPTS		= BIT(1),
-	/* Each pair of alloc and free costs a page of the pool. */
+	/* Each pair of alloc and free leaks a page of the pool. */
 	SIM_FREE_LEAKS		= BIT(2),
-	/* A context is never freed: -EBUSY, and it is unusable then. */
+	/* Freeing a context fails with -EBUSY and leaves it unusable. */
 	SIM_FREE_BUSY		= BIT(3),
-	/* Reserved regions are looked for at the first dfn of a call only. */
+	/* Only the first dfn of a call is checked for reserved regions. */
 	SIM_RDM_FIRST_ONLY	= BIT(4),
-	/* No such device is -ENOENT instead of -ENODEV. */
+	/* -ENOENT instead of -ENODEV if there is no such device. */
 	SIM_NO_DEVICE_ENOENT	= BIT(5),
-	/* Counters of complete calls claim more than was asked for. */
+	/* Counters of complete calls exceed what was requested. */
 	SIM_OVERCOUNTS		= BIT(6),
-	/* The reserved regions have grown by the second call. */
+	/* There are more reserved regions at the second call. */
 	SIM_RDM_GROWS		= BIT(7),
 	/* IOMMU_init succeeds without any effect. */
 	SIM_INIT_IDLE		= BIT(8),
@@ -55,17 +55,17 @@ struct xen_iommu_sim;
 
 /**
  * struct sim_conf - a kind of hypervisor
- * @desc: for the names of parameterised cases
+ * @desc: name of the parameterised cases
  * @caps: IOMMUCAP_*
- * @pgsize_mask: page sizes that are reported; those of 4 KiB are accepted
+ * @pgsize_mask: page sizes that are reported; only 4 KiB is accepted
  * @max_iova: highest device address
  * @max_ctx: number of contexts if somebody else has initialised the domain
- * @limits: what IOMMU_init accepts at most; 0: anything
+ * @limits: limits of IOMMU_init; 0 for none
  * @nested: format of nested tables, with IOMMUCAP_nested
- * @pool: pages in the pool; 0: as many as asked for
+ * @pool: pages in the pool; 0 for as many as requested
  * @quirks: SIM_*
  * @pv: gfns are scattered
- * @pv_order: log2 of the frames that remain neighbours then
+ * @pv_order: log2 of the number of frames that stay contiguous with @pv
  */
 struct sim_conf {
 	const char *desc;
@@ -83,11 +83,11 @@ struct sim_conf {
 
 /**
  * struct sim_fault - one planned failure
- * @subop: in which calls
- * @skip: calls to let pass before
- * @times: calls to make fail after those
- * @ret: what they return; 0: success without completion
- * @frames: what they do before they stop
+ * @subop: calls to fail
+ * @skip: number of calls to let pass first
+ * @times: number of calls to fail after that
+ * @ret: result of these; 0 for success without completion
+ * @frames: number of frames that they process before they stop
  */
 struct sim_fault {
 	unsigned int subop;
@@ -97,7 +97,7 @@ struct sim_fault {
 	u64 frames;
 };
 
-/* A requester id. */
+/* A requester ID. */
 struct sim_device {
 	u16 seg;
 	u8 bus;
@@ -115,8 +115,8 @@ struct sim_rdm {
 
 struct sim_ctx {
 	struct xarray frames;	/* by dfn: gfn and IOMMU_MAP_* */
-	struct xarray stale;	/* the same: unmapped, but not yet flushed */
-	struct xarray tables;	/* by dfn >> 9: frames in a page table */
+	struct xarray stale;	/* likewise, unmapped but not yet flushed */
+	struct xarray tables;	/* by dfn >> 9: number of frames in a page table */
 	u64 nr_frames;
 	u64 nr_stale;
 	unsigned int nr_devices;
@@ -124,8 +124,8 @@ struct sim_ctx {
 	bool empty;
 	bool dying;
 	u64 root;		/* frame of the caller's table, if nested */
-	struct xarray tlb;	/* the same, by dfn: what devices have used */
-	struct xarray leaves;	/* by dfn >> 9: tables that they have used */
+	struct xarray tlb;	/* likewise, cached translations */
+	struct xarray leaves;	/* by dfn >> 9: cached tables */
 };
 
 struct xen_iommu_sim {
@@ -137,14 +137,14 @@ struct xen_iommu_sim {
 	u64 pool;
 	u64 pool_used;
 	u64 refs;
-	/* Contexts that IOMMU_init has made, and nobody knows of. */
+	/* Contexts that IOMMU_init has allocated, unknown to the caller. */
 	unsigned int leaked;
 
 	struct sim_device device[SIM_MAX_DEVICES];
 	unsigned int nr_devices;
 	struct sim_rdm rdm[SIM_MAX_RDM];
 	unsigned int nr_rdm;
-	/* Frames without a page behind them, others' frames, refused or not. */
+	/* Frames without a page, and frames of others, refused or not. */
 	u64 hole_start, hole_end;
 	u64 foreign_start, foreign_end;
 	bool foreign_ok;
@@ -155,7 +155,7 @@ struct xen_iommu_sim {
 
 	struct sim_fault fault[SIM_MAX_FAULTS];
 	unsigned int nr_faults;
-	/* Frames that unmaps [0], and maps [1], may still do, and what comes then. */
+	/* Frames until unmaps [0] and maps [1] fail, and the error. */
 	u64 left[2];
 	int error[2];
 	/* Random failures, per thousand calls. */
@@ -163,7 +163,7 @@ struct xen_iommu_sim {
 	struct rnd_state rnd;
 	u64 nr_injected;
 
-	/* Faults of devices. */
+	/* DMA faults. */
 	bool reporting;
 	struct pv_iommu_fault ring[SIM_FAULT_RING];
 	unsigned int nr_ring;
@@ -172,7 +172,7 @@ struct xen_iommu_sim {
 
 	unsigned int calls[SIM_NR_SUBOPS];
 	unsigned int traps;
-	/* Map a frame twice: refused, and that is a driver's mistake or not. */
+	/* Mapping a dfn twice is refused, but not a violation. */
 	bool overlap_ok;
 	atomic_t violations;
 	/* Called before each call, without locks. */
@@ -183,13 +183,13 @@ struct xen_iommu_sim {
 extern struct xen_iommu_sim *xen_iommu_sim;
 
 void sim_init(struct xen_iommu_sim *sim, const struct sim_conf *conf);
-/* Returns the number of contexts, apart from context 0, that were left. */
+/* Returns the number of contexts left, apart from context 0. */
 unsigned int sim_exit(struct xen_iommu_sim *sim);
 
 void sim_add_device(struct xen_iommu_sim *sim, u16 seg, u8 bus, u8 devfn);
 struct sim_device *sim_find_device(struct xen_iommu_sim *sim, u16 seg, u8 bus,
 				   u8 devfn);
-/* Moves a device as the hypervisor itself does: unplug, another domain. */
+/* Moves a device as the hypervisor does, on unplug or to another domain. */
 void sim_move_device(struct xen_iommu_sim *sim, struct sim_device *dev, u16 ctx,
 		     bool gone);
 void sim_add_rdm(struct xen_iommu_sim *sim, u64 start, u64 nr, u8 bus,
@@ -198,17 +198,17 @@ void sim_add_fault(struct xen_iommu_sim *sim, unsigned int subop,
 		   unsigned int skip, unsigned int times, int ret, u64 frames);
 void sim_clear_faults(struct xen_iommu_sim *sim);
 void sim_reset_calls(struct xen_iommu_sim *sim);
-/* A device has been stopped. */
+/* Records the fault of a device. */
 void sim_report_fault(struct xen_iommu_sim *sim, const struct sim_device *dev,
 		      u64 addr, u32 flags, u32 reason);
 
 /*
- * What is mapped: false if nothing. In a nested context this is an access of a
- * device, which may use what has not been flushed.
+ * Returns false if dfn is not mapped. In a nested context this is an access by
+ * a device, which may use cached translations.
  */
 bool sim_walk(struct xen_iommu_sim *sim, u16 ctx, u64 dfn, u64 *gfn,
 	      u32 *flags);
-/* What a device in the context reaches, perhaps by a stale translation. */
+/* Returns true if a device can reach dfn, even by a stale translation. */
 bool sim_reaches(struct xen_iommu_sim *sim, u16 ctx, u64 dfn);
 u64 sim_nr_frames(struct xen_iommu_sim *sim, u16 ctx);
 u64 sim_nr_stale(struct xen_iommu_sim *sim, u16 ctx);

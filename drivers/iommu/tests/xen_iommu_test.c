@@ -2,12 +2,12 @@
 /*
  * KUnit tests of the Xen PV-IOMMU driver
  *
- * The driver runs on a software hypervisor (xen_iommu_sim.c), which is the
- * truth about what devices reach, and is used through the operations that it
- * registers. Most cases run on each kind of hypervisor in xt_confs. Each map and
- * unmap is checked in the driver's record and in the hypervisor; after each case
- * there is no violation of the interface, no context, frame, page or allocation
- * left behind, no WARN(), and lockdep has nothing to say.
+ * The driver runs on a software hypervisor (xen_iommu_sim.c), which knows what
+ * devices can reach. The tests use the operations that the driver registers.
+ * Most cases run on each kind of hypervisor in xt_confs. Each map and unmap is
+ * checked both in the driver's record and in the hypervisor. After each case,
+ * there must be no violation of the interface, no leaked context, frame, page
+ * or allocation, no WARN(), and no lockdep report.
  *
  *   ./tools/testing/kunit/kunit.py run --kunitconfig=drivers/iommu/tests
  */
@@ -28,7 +28,7 @@
 #define XT_4K		SZ_4K
 #define XT_MAX_IOVA	GENMASK_ULL(47, 0)
 
-/* Somewhere above all guest memory, aligned to the largest page size. */
+/* Above all guest memory, aligned to the largest page size. */
 #define XT_IOVA		0x4000000000UL
 #define XT_PHYS		0x100000000ULL
 
@@ -51,19 +51,19 @@ struct xt_dev {
  * struct xt - a running test
  * @test: the test
  * @sim: the hypervisor
- * @ops: what the driver has registered
+ * @ops: operations that the driver has registered
  * @bus: bus 0
  * @bridge: a bridge from PCI Express to PCI, not in use at first
- * @secondary: the bus behind that
+ * @secondary: the bus behind @bridge
  * @dev: devices that the hypervisor knows, all probed
  * @domain: the domain that helpers use
  * @dom: domains to free at the end
- * @nr_doms: number of these
- * @booted: the driver is at work
- * @lock_errors: hypercalls with a lock that must not, or without one that must
- *	be held
- * @tainted: there was a WARN() before
- * @lockdep: lockdep was at work
+ * @nr_doms: number of entries in @dom
+ * @booted: the driver is running
+ * @lock_errors: hypercalls made with a lock held that must not be, or without
+ *	one that must be
+ * @tainted: there was a WARN() before the test
+ * @lockdep: lockdep was on before the test
  * @on_call: called before each hypercall
  * @priv: for @on_call
  */
@@ -86,7 +86,7 @@ struct xt {
 	void *priv;
 };
 
-/* All tests have a struct xt *xt. */
+/* These need a struct xt *xt. */
 #define EXPECT(cond)	KUNIT_EXPECT_TRUE(xt->test, cond)
 #define EXPECT_EQ(a, b)	KUNIT_EXPECT_EQ(xt->test, a, b)
 #define EXPECT_NE(a, b)	KUNIT_EXPECT_NE(xt->test, a, b)
@@ -122,7 +122,7 @@ static const struct sim_conf xt_confs[] = {
 		.pv = true,
 		.pv_order = 1,
 	}, {
-		/* Context 0 blocks, identity is a context of its own. */
+		/* Context 0 blocks; the identity domain has its own context. */
 		.desc = "ours_blocking",
 		.caps = IOMMUCAP_runs | XT_EXTENSIONS,
 		.pgsize_mask = SZ_4K,
@@ -168,10 +168,10 @@ static bool xt_has(struct xt *xt, u32 caps)
 }
 
 /*
- * Set up, tear down
+ * Setup and teardown
  */
 
-/* No call is made with a domain's lock; contexts and devices have a mutex. */
+/* Checks locks: never a domain's; the mutex for contexts and devices. */
 static void xt_hook(struct xen_iommu_sim *sim, unsigned int subop, void *arg)
 {
 	struct xt *xt = sim->priv;
@@ -206,7 +206,7 @@ static struct device *xt_device(struct xt *xt, unsigned int i)
 	return &xt->dev[i].pdev.dev;
 }
 
-/* The requester id that the device has, or the one that does DMA for it. */
+/* Finds the device's requester ID, or that of the device that does its DMA. */
 static struct sim_device *xt_sim_dev(struct xt *xt, unsigned int i)
 {
 	struct pci_dev *pdev = xt_real_dma_dev(&xt->dev[i].pdev);
@@ -225,7 +225,7 @@ static void xt_make_dev(struct xt *xt, struct pci_dev *pdev, u8 devfn)
 	pdev->dev.release = xt_release;
 }
 
-/* A hypervisor and devices; the driver is not running yet. */
+/* Creates a hypervisor and devices; the driver is not running yet. */
 static struct xt *xt_new(struct kunit *test, const struct sim_conf *conf)
 {
 	struct xt *xt = kvzalloc_obj(*xt);
@@ -272,7 +272,7 @@ static void xt_release_dev(struct xt *xt, unsigned int i)
 	EXPECT(!xt->dev[i].iommu.priv);
 }
 
-/* The driver's own way in. */
+/* Starts the driver by its own initcalls. */
 static int xt_boot(struct xt *xt)
 {
 	int ret = xt_early_init() ?: xt_late_init();
@@ -303,7 +303,7 @@ static struct iommu_domain *xt_new_domain(struct xt *xt)
 	return domain;
 }
 
-/* The driver on a hypervisor, with devices and a domain. */
+/* Starts the driver on a hypervisor, with devices and a domain. */
 static struct xt *xt_start_new(struct xt *xt)
 {
 	KUNIT_ASSERT_EQ(xt->test, xt_boot(xt), 0);
@@ -350,7 +350,7 @@ static void xt_stop(struct kunit *test)
 
 	while (xt->nr_doms)
 		xt_free_domain(xt, xt->dom[xt->nr_doms - 1]);
-	/* As if registration had failed: back to where Xen had them. */
+	/* As if registration had failed: devices return to Xen's default context. */
 	if (xt->booted) {
 		xen_iommu->registered = false;
 		EXPECT_EQ(atomic_long_read(&xen_iommu->tables), 0);
@@ -377,7 +377,7 @@ static void xt_stop(struct kunit *test)
 }
 
 /*
- * Maps and unmaps of pages in a window of the domain, each of them checked
+ * Checked maps and unmaps of pages in a window of the domain
  */
 
 static u16 xt_ctx(struct iommu_domain *domain)
@@ -406,8 +406,8 @@ static phys_addr_t xt_lookup(struct xt *xt, unsigned long page)
 }
 
 /*
- * Does the driver say of each page what is true? Of what could not be mapped it
- * has a record until it is unmapped, as the IOMMU core wants it.
+ * Checks the driver's record of each page. Pages that could not be mapped stay
+ * in the record until they are unmapped, as the IOMMU core expects.
  */
 static bool __xt_truthful(struct xt *xt, unsigned long page, unsigned int nr,
 			  bool failed)
@@ -434,7 +434,7 @@ static bool xt_truthful(struct xt *xt, unsigned long page, unsigned int nr)
 	return __xt_truthful(xt, page, nr, false);
 }
 
-/* Are the pages recorded with every @stride-th frame, and are they mapped? */
+/* Checks that pages are recorded, with every @stride-th frame. */
 static bool xt_is_recorded(struct xt *xt, unsigned long page, unsigned int frame,
 			   unsigned int nr, unsigned int stride)
 {
@@ -451,7 +451,7 @@ static bool xt_is_mapped(struct xt *xt, unsigned long page, unsigned int frame,
 	       xt_truthful(xt, page, nr);
 }
 
-/* No device reaches the pages, and the driver says so. */
+/* Checks that no device can reach the pages, and that the driver agrees. */
 static bool xt_is_empty(struct xt *xt, unsigned long page, unsigned int nr)
 {
 	for (unsigned long i = page; i < page + nr; i++)
@@ -491,7 +491,7 @@ static int xt_sync(struct xt *xt, unsigned long page, unsigned int nr)
 	return iommu_sync_map(xt->domain, xt_iova(page), (size_t)nr * XT_4K);
 }
 
-/* As iommu_map_sg(): each second frame, and one sync for all of them. */
+/* Like iommu_map_sg(): maps every second frame, with one sync at the end. */
 static int xt_map_pieces(struct xt *xt, unsigned long page, unsigned int frame,
 			 unsigned int nr)
 {
@@ -519,7 +519,7 @@ static bool xt_is_lazy(struct xt *xt)
 	return xt_has(xt, IOMMUCAP_deferred_unmap);
 }
 
-/* As the DMA API does it, with a flush queue where the driver is for that. */
+/* Like the DMA API, with a flush queue if the driver supports it. */
 static unsigned int xt_unmap_queued(struct xt *xt, unsigned long page,
 				    unsigned int nr)
 {
@@ -542,7 +542,7 @@ static void xt_flush(struct xt *xt)
 	xt->domain->ops->flush_iotlb_all(xt->domain);
 }
 
-/* Fails what follows: some frames are done, and then there is an error. */
+/* Makes further calls fail, after a number of frames. */
 static void xt_limit(struct xt *xt, bool map, u64 frames, int error)
 {
 	xt->sim->left[map] = frames;
@@ -554,7 +554,7 @@ static unsigned int xt_warnings(void)
 	return atomic_read(&xt_env.warnings);
 }
 
-/* Information counts, too. */
+/* Includes lines that are mere information. */
 static unsigned int xt_lines(void)
 {
 	return xt_warnings() + atomic_read(&xt_env.infos);
@@ -580,7 +580,7 @@ static void map_unmap_roundtrip(struct kunit *test)
 	}
 }
 
-/* One trap for a scatterlist, where there are lists; and for its unmap. */
+/* A scatterlist takes one trap if there are lists, and so does its unmap. */
 static void map_pieces_roundtrip(struct kunit *test)
 {
 	static const unsigned int sizes[] = { 1, 2, 3, 8, 9, 64, 1500 };
@@ -637,7 +637,7 @@ static void map_passes_on_permissions(struct kunit *test)
 		EXPECT_EQ(xt_map_prot(xt, 0, 0, 1, refused[i]), -EINVAL);
 	EXPECT_EQ(xt->sim->traps, 0);
 
-	/* Neighbours, but not one run. */
+	/* Adjacent pages, but not a single run. */
 	for (unsigned int i = 0; i < ARRAY_SIZE(taken); i++)
 		EXPECT_EQ(iommu_map_nosync(xt->domain, xt_iova(i), xt_phys(i), XT_4K,
 					   taken[i].prot, GFP_KERNEL), 0);
@@ -671,7 +671,7 @@ static void map_stays_within_aperture(struct kunit *test)
 	EXPECT_EQ(xt_nr_frames(xt), 0);
 }
 
-/* The very last page of 64 bits: all sums stay below. */
+/* The last page of 64 bits: no sum may overflow. */
 static void map_at_top_of_address_space(struct kunit *test)
 {
 	struct sim_conf conf = xt_confs[0];
@@ -726,7 +726,7 @@ static void map_fails_where_there_is_no_page(struct kunit *test)
 	EXPECT(xt_is_empty(xt, 0, 20));
 }
 
-/* Of one run: the core undoes it. Success without completion is an error. */
+/* The core undoes a partial map. Success without completion is an error. */
 static void map_run_partial_failure(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -744,7 +744,7 @@ static void map_run_partial_failure(struct kunit *test)
 	EXPECT_EQ(xt_map(xt, 0, 0, 20), 0);
 }
 
-/* Between a sync that failed and the caller's undoing it, the record is true. */
+/* The record is correct between a failed sync and the caller's undoing it. */
 static void map_pieces_partial_failure(struct kunit *test)
 {
 	static const unsigned int after[] = { 0, 1, 29, 59, 70, 99 };
@@ -764,14 +764,14 @@ static void map_pieces_partial_failure(struct kunit *test)
 		}
 }
 
-/* One call fails, those after it would not. */
+/* One call fails; further calls would succeed. */
 static void map_pieces_failure_in_the_middle(struct kunit *test)
 {
 	struct xt *xt = test->priv;
 
 	for (unsigned int skip = 0; skip < 100; skip += 33) {
 		sim_add_fault(xt->sim, IOMMU_map_pages, skip, 1, -ENOMEM, 0);
-		/* With lists, that is one call. */
+		/* With lists, there is only one call. */
 		EXPECT_EQ(xt_map_pieces(xt, 0, 0, 100),
 			  xt->sim->nr_injected ? -ENOMEM : 0);
 		EXPECT(xt_is_recorded(xt, 0, 0, 100, 2));
@@ -782,7 +782,7 @@ static void map_pieces_failure_in_the_middle(struct kunit *test)
 	}
 }
 
-/* If even the undoing fails, the record still tells the truth. */
+/* The record is correct even if undoing fails. */
 static void map_failure_that_cannot_be_undone(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -813,9 +813,9 @@ static void sync_of_nothing_does_nothing(struct kunit *test)
 }
 
 /*
- * Neighbours that map at the same time, three ranges of eight pieces: a sync is
- * for its own range, and so is its failure, in the hypervisor or for want of
- * memory.
+ * Adjacent ranges are mapped at the same time, three of eight pieces each. A
+ * sync concerns only its own range, and so does its failure, whether in the
+ * hypervisor or from lack of memory.
  */
 static void map_of_neighbours_is_synced_apart(struct kunit *test)
 {
@@ -896,7 +896,7 @@ static void unmap_keeps_what_stays_mapped(struct kunit *test)
 			EXPECT_EQ(xt_unmap(xt, 0, 20), n);
 			EXPECT_GE(xt_warnings(), warnings + 1);
 			EXPECT(xt_is_mapped(xt, n, n, 20 - n, 1));
-			/* Still stuck, and still true. */
+			/* Still stuck, and the record is still correct. */
 			EXPECT_EQ(xt_unmap(xt, n, 20 - n), 0);
 			EXPECT_EQ(xt_map(xt, n, 0, 1), -EADDRINUSE);
 			sim_clear_faults(xt->sim);
@@ -905,7 +905,7 @@ static void unmap_keeps_what_stays_mapped(struct kunit *test)
 		}
 }
 
-/* Each way to cut three of thirteen out, of a run and of pieces. */
+/* Each way to cut three out of thirteen pages, from a run and from pieces. */
 static void unmap_of_parts(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -920,7 +920,7 @@ static void unmap_of_parts(struct kunit *test)
 			EXPECT(xt_is_mapped(xt, 0, 0, i, stride));
 			EXPECT(xt_is_mapped(xt, i + 3, (i + 3) * stride, 10 - i, stride));
 			EXPECT_EQ(xt_nr_frames(xt), 10);
-			/* Stops at the hole, which can be filled. */
+			/* Stops at the hole, which can be filled again. */
 			EXPECT_EQ(xt_unmap(xt, i, 13 - i), 0);
 			EXPECT_EQ(xt_map_pieces(xt, i, 100, 3), 0);
 			EXPECT_EQ(xt_unmap(xt, 0, 13), 13);
@@ -928,7 +928,7 @@ static void unmap_of_parts(struct kunit *test)
 		}
 }
 
-/* The record of a part may take memory: without that, nothing is unmapped. */
+/* Splitting a record takes memory; if there is none, nothing is unmapped. */
 static void unmap_without_memory(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -941,7 +941,7 @@ static void unmap_without_memory(struct kunit *test)
 	EXPECT(ret == 4 || (!ret && xt_is_mapped(xt, 0, 0, 20, 1)));
 	EXPECT_EQ(xt_unmap(xt, 0, 8), 8);
 	EXPECT_EQ(xt_unmap(xt, 8 + ret, 12 - ret), 12 - ret);
-	/* Whole mappings do not take any, however many. */
+	/* Unmapping whole mappings takes none, however many. */
 	for (unsigned int i = 0; i < 50; i++)
 		EXPECT_EQ(xt_map(xt, i, 2 * i, 1), 0);
 	xt_fail_alloc(1);
@@ -977,7 +977,7 @@ static void unmap_of_nothing(struct kunit *test)
 	EXPECT(xt_is_mapped(xt, 10, 0, 4, 1));
 }
 
-/* Recorded, never synced: the hypervisor has nothing of it. */
+/* Recorded but never synced, so unknown to the hypervisor. */
 static void unmap_of_what_was_never_synced(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1000,7 +1000,7 @@ static u64 xt_nr_stale(struct xt *xt)
 	return sim_nr_stale(xt->sim, xt_ctx(xt->domain));
 }
 
-/* Unmapped at once; with the extension, one flush for all is owed. */
+/* Unmapped at once; with the extension, a single flush for all follows. */
 static void queued_unmaps_share_a_flush(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1017,7 +1017,7 @@ static void queued_unmaps_share_a_flush(struct kunit *test)
 	EXPECT_EQ(xt->sim->traps, xt_has(xt, IOMMUCAP_deferred_unmap));
 	EXPECT(xt_is_empty(xt, 0, 300));
 	EXPECT_EQ(xt_map(xt, 0, 0, 20), 0);
-	/* A strict unmap in between is not put off. */
+	/* A strict unmap in between is not deferred. */
 	EXPECT_EQ(xt_map(xt, 20, 0, 1), 0);
 	EXPECT_EQ(xt_unmap_queued(xt, 0, 20), 20);
 	EXPECT_EQ(xt_unmap(xt, 20, 1), 1);
@@ -1025,7 +1025,7 @@ static void queued_unmaps_share_a_flush(struct kunit *test)
 	EXPECT_EQ(xt_nr_stale(xt), 0);
 }
 
-/* Their owners take them back: the hypervisor flushes these at once. */
+/* Granted pages return to their owners, so the hypervisor flushes at once. */
 static void queued_unmap_of_grants(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1065,7 +1065,7 @@ static void queued_unmap_keeps_what_stays_mapped(struct kunit *test)
 		}
 }
 
-/* Whoever gets the context next must not reach what the last one had. */
+/* The next user of a context must not reach what was mapped before. */
 static void domain_free_flushes(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1077,7 +1077,7 @@ static void domain_free_flushes(struct kunit *test)
 	EXPECT_EQ(sim_nr_stale(xt->sim, ctx), 0);
 }
 
-/* It is tried again with the next one. */
+/* The next flush covers what a failed one did not. */
 static void flush_failure_is_said(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1139,7 +1139,7 @@ static void static_domains_follow_capabilities(struct kunit *test)
 	}
 }
 
-/* No identity domain if it cannot be had; without a blocked one, no IOMMU. */
+/* The identity domain is optional; without a blocked one, there is no IOMMU. */
 static void static_contexts_refused(struct kunit *test)
 {
 	struct sim_conf conf = {
@@ -1184,7 +1184,7 @@ static void attach_failure_leaves_device(struct kunit *test)
 		int xen;
 		int core;
 	} errors[] = {
-		/* The core tries another domain after -EINVAL only. */
+		/* The core tries another domain only after -EINVAL. */
 		{ -EINVAL, -EINVAL }, { -ENOMEM, -ENOMEM },
 		{ -ENOSPC, -ENOSPC }, { -EBUSY, -EBUSY },
 		{ -ENODEV, -ENODEV }, { -ENOENT, -ENODEV },
@@ -1229,7 +1229,7 @@ static void domain_alloc_runs_out_of_contexts(struct kunit *test)
 	xt = xt_start(test, &xt_confs[0]);
 	EXPECT_EQ(xt->sim->max_ctx, 6);
 	domain[0] = xt->domain;
-	/* One is for the blocked domain. */
+	/* The blocked domain has one. */
 	for (unsigned int i = 1; i < 5; i++)
 		domain[i] = xt_new_domain(xt);
 	EXPECT_EQ(PTR_ERR(xt_alloc_domain(xt)), -ENOSPC);
@@ -1249,7 +1249,7 @@ static void domain_alloc_without_pool(struct kunit *test)
 	EXPECT_EQ(sim_nr_contexts(xt->sim), contexts);
 }
 
-/* What the hypervisor says is checked. */
+/* The driver checks the number that the hypervisor returns. */
 static void domain_alloc_refuses_forged_context(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1263,7 +1263,7 @@ static void domain_alloc_refuses_forged_context(struct kunit *test)
 	xt_new_domain(xt);
 }
 
-/* The context is given up, and never used for another domain. */
+/* The context is lost, and never used for another domain. */
 static void xt_expect_lost(struct xt *xt, u16 ctx)
 {
 	EXPECT_EQ(xt->sim->calls[IOMMU_free_context], 0);
@@ -1280,7 +1280,7 @@ static void domain_free_with_devices_that_stay(struct kunit *test)
 	EXPECT_EQ(xt_attach(xt, xt->domain, 1), 0);
 	EXPECT_EQ(xt_map(xt, 0, 0, 4), 0);
 	xt_free_domain(xt, xt->domain);
-	/* But the devices reach nothing there, and are still usable. */
+	/* But the devices can reach nothing there, and can still be used. */
 	EXPECT_EQ(sim_nr_frames(xt->sim, ctx), 0);
 	xt_expect_lost(xt, ctx);
 	for (unsigned int i = 0; i < XT_NR_DEVS; i++)
@@ -1313,7 +1313,7 @@ static void domain_free_unmaps_what_is_left(struct kunit *test)
 	EXPECT_EQ(xt_warnings(), 0);
 }
 
-/* Some hypervisors lose memory with each free. */
+/* Some hypervisors leak memory on each free. */
 static void freed_contexts_are_used_again(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1331,7 +1331,7 @@ static void freed_contexts_are_used_again(struct kunit *test)
 	EXPECT_EQ(xt->sim->pool_used, used);
 }
 
-/* Many at the same time, and all over again. */
+/* Many at the same time, repeatedly. */
 static void contexts_come_and_go(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1348,7 +1348,7 @@ static void contexts_come_and_go(struct kunit *test)
 	EXPECT_EQ(most, before + nr);
 }
 
-/* The hypervisor objects if it is asked to use one of these. */
+/* The hypervisor reports a violation if such a context is used. */
 static void context_that_stays_busy_is_not_used_again(struct kunit *test)
 {
 	struct sim_conf conf = xt_confs[0];
@@ -1373,7 +1373,7 @@ static void cache_coherency_is_enforced_with_capability(struct kunit *test)
 	bool cache = xt_has(xt, IOMMUCAP_cache);
 	u32 flags;
 
-	/* Not any more, once there is a mapping without. */
+	/* No longer possible once there is a mapping that is not coherent. */
 	EXPECT_EQ(xt_map(xt, 0, 0, 1), 0);
 	EXPECT(!ops->enforce_cache_coherency(xt->domain));
 
@@ -1386,8 +1386,8 @@ static void cache_coherency_is_enforced_with_capability(struct kunit *test)
 }
 
 /*
- * One domain maps until the pool is empty: it gets -ENOMEM, and the domains of
- * the DMA API go on.
+ * A domain that maps until the pool is empty gets -ENOMEM. The domains of the
+ * DMA API can still map.
  */
 static void pool_is_not_for_one_domain(struct kunit *test)
 {
@@ -1409,7 +1409,7 @@ static void pool_is_not_for_one_domain(struct kunit *test)
 	for (unsigned int i = 1; i < 16; i++)
 		EXPECT_EQ(xt_map(xt, i * 512, i, 1), 0);
 
-	/* What it gives back, others can have. */
+	/* Others can use what it gives back. */
 	for (unsigned int i = 0; i < 4; i++)
 		EXPECT_EQ(iommu_unmap(hog, XT_IOVA + i * SZ_2M, XT_4K), XT_4K);
 	xt->domain = xt->dom[2];
@@ -1434,7 +1434,7 @@ static struct sim_conf xt_nested_conf(void)
 	return conf;
 }
 
-/* To map takes no hypercall, to unmap takes one flush. */
+/* Mapping takes no hypercall; unmapping takes one flush. */
 static void nested_maps_and_unmaps(struct kunit *test)
 {
 	static const unsigned int sizes[] = { 1, 2, 9, 511, 512, 513, 1200 };
@@ -1448,7 +1448,7 @@ static void nested_maps_and_unmaps(struct kunit *test)
 	EXPECT(!xt->ops->capable(xt_device(xt, 0), IOMMU_CAP_ENFORCE_CACHE_COHERENCY));
 	for (unsigned int i = 0; i < ARRAY_SIZE(sizes); i++) {
 		sim_reset_calls(xt->sim);
-		/* A large page takes the place of an empty table. */
+		/* A large page replaces an empty table. */
 		EXPECT_EQ(xt_map(xt, i & 1 ? 512 : i, i & 1 ? 1024 : i, sizes[i]), 0);
 		EXPECT_LE(xt->sim->traps, sizes[i] < 512 ? 0 : 1);
 		sim_reset_calls(xt->sim);
@@ -1466,7 +1466,7 @@ static void nested_maps_and_unmaps(struct kunit *test)
 	EXPECT_EQ(xt_warnings(), 0);
 }
 
-/* Lazy: devices may use what they have used, until one flush for all. */
+/* Lazy: devices may use cached translations until a single flush for all. */
 static void nested_flushes(struct kunit *test)
 {
 	struct sim_conf conf = xt_nested_conf();
@@ -1484,7 +1484,7 @@ static void nested_flushes(struct kunit *test)
 		EXPECT(xt_is_empty(xt, 0, 1024));
 	}
 
-	/* A flush that fails is said, and the next one is for these, too. */
+	/* A failed flush is logged, and the next one covers the same pages. */
 	EXPECT_EQ(xt_map(xt, 0, 0, 4), 0);
 	sim_add_fault(xt->sim, IOMMU_flush_nested, 0, 1, -EIO, 0);
 	EXPECT_EQ(iommu_unmap(xt->domain, XT_IOVA, 4 * XT_4K), 4 * XT_4K);
@@ -1512,7 +1512,7 @@ static void nested_alloc_failures(struct kunit *test)
 	EXPECT_EQ(sim_nr_contexts(xt->sim), contexts);
 	xt_new_domain(xt);
 
-	/* What a device may still walk is not freed. */
+	/* Tables that a device may still walk are not freed. */
 	EXPECT_EQ(xt_attach(xt, xt->domain, 0), 0);
 	EXPECT_EQ(xt_map(xt, 0, 0, 4), 0);
 	xt_free_domain(xt, xt->domain);
@@ -1521,7 +1521,7 @@ static void nested_alloc_failures(struct kunit *test)
 	atomic_dec(&xt_env.live);
 }
 
-/* Without a format that serves, or if it is not wanted, hypercalls do it. */
+/* Without a suitable format, or if turned off, mapping takes hypercalls. */
 static void nested_is_not_for_everybody(struct kunit *test)
 {
 	for (unsigned int i = 0; i < 4; i++) {
@@ -1533,7 +1533,7 @@ static void nested_is_not_for_everybody(struct kunit *test)
 		if (i == 1)
 			conf.caps &= ~IOMMUCAP_query;
 		xt = xt_new(test, &conf);
-		/* The first one is for the limits. */
+		/* The first query is for the limits. */
 		if (i == 2)
 			sim_add_fault(xt->sim, IOMMU_query, 1, 1, -EOPNOTSUPP, 0);
 		xen_iommu_nested = i != 3;
@@ -1612,13 +1612,13 @@ static void xt_run_workers(struct xt *xt, int (*fn)(void *data))
 	EXPECT_EQ(xt->sim->refs, 0);
 }
 
-/* Ranges that do not overlap, in the same domain and in others. */
+/* Ranges that do not overlap, in the same domain and in different ones. */
 static void concurrent_maps_and_unmaps(struct kunit *test)
 {
 	xt_run_workers(test->priv, xt_worker);
 }
 
-/* Allocating, attaching and freeing: what the mutex is for. */
+/* Allocates, attaches and frees, which the mutex protects. */
 static int xt_attacher(void *data)
 {
 	struct xt_worker *w = data;
@@ -1657,7 +1657,7 @@ static int xt_free_worker(void *data)
 	return 0;
 }
 
-/* Devices may come and go while a domain that they are in is freed. */
+/* Devices may come and go while their domain is freed. */
 static void domain_free_waits_for_the_mutex(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1723,7 +1723,7 @@ static void map_and_unmap_in_interrupt(struct kunit *test)
 	EXPECT_EQ(xt_nr_frames(xt), 2);
 }
 
-/* An interrupt on a CPU that is in the hypervisor with a list. */
+/* An interrupt arrives on a CPU that has passed a list to the hypervisor. */
 static void xt_nested_call(struct xt *xt, unsigned int subop, void *arg)
 {
 	struct xt *other = xt->priv;
@@ -1767,7 +1767,7 @@ static void capabilities_are_honest(struct kunit *test)
 	struct device *dev = xt_device(xt, 0);
 	bool cache = xt_has(xt, IOMMUCAP_cache);
 
-	/* Without snoop control, DMA on x86 is coherent nevertheless. */
+	/* DMA on x86 is coherent even without snoop control. */
 	EXPECT_EQ(xt->ops->capable(dev, IOMMU_CAP_CACHE_COHERENCY),
 		  IS_ENABLED(CONFIG_X86) || cache);
 	EXPECT_EQ(xt->ops->capable(dev, IOMMU_CAP_ENFORCE_CACHE_COHERENCY), cache);
@@ -1783,12 +1783,12 @@ static void probe_refuses_devices_that_are_not_xens(struct kunit *test)
 	struct pci_dev *pdev = &xt->dev[0].pdev;
 
 	xt_release_dev(xt, 0);
-	/* The IOMMU itself, although Xen may know it. */
+	/* The IOMMU itself, even if Xen knows it. */
 	sim_reset_calls(xt->sim);
 	pdev->class = PCI_CLASS_SYSTEM_IOMMU << 8;
 	EXPECT_EQ(xt_probe(xt, 0), -ENODEV);
 	pdev->class = PCI_CLASS_NETWORK_ETHERNET << 8;
-	/* Segments that the interface cannot name. */
+	/* Segments that do not fit into the interface. */
 	xt_env.segment = 0x10000;
 	EXPECT_EQ(xt_probe(xt, 0), -ENODEV);
 	xt_env.segment = 0;
@@ -1798,7 +1798,7 @@ static void probe_refuses_devices_that_are_not_xens(struct kunit *test)
 	/* Unknown to Xen. */
 	xt_env.segment = 1;
 	EXPECT_EQ(xt_probe(xt, 0), -ENODEV);
-	/* No memory is not a reason to do without. */
+	/* -ENOMEM must not become -ENODEV. */
 	xt_env.segment = 0;
 	sim_add_fault(xt->sim, IOMMU_reattach_device, 0, 1, -ENOMEM, 0);
 	EXPECT_EQ(xt_probe(xt, 0), -ENOMEM);
@@ -1810,7 +1810,7 @@ static void probe_refuses_devices_that_are_not_xens(struct kunit *test)
 	EXPECT_EQ(xt_dev_ctx(xt, 0), xt_ctx(xt->domain));
 }
 
-/* Firmware may want a region to stay mapped. */
+/* Firmware may require a region to stay mapped. */
 static void release_blocks_device(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1827,7 +1827,7 @@ static void release_blocks_device(struct kunit *test)
 	EXPECT_EQ(xt_warnings(), 0);
 }
 
-/* Whoever gets the context next would share it with that device. */
+/* The next user of the context would share it with that device. */
 static void release_of_device_that_stays(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1843,7 +1843,7 @@ static void release_of_device_that_stays(struct kunit *test)
 	xt_expect_lost(xt, ctx);
 }
 
-/* Hot-unplug: Xen has heard of it before. */
+/* Hot-unplug: Xen has already been told. */
 static void release_of_device_that_is_gone(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1860,7 +1860,7 @@ static void release_of_device_that_is_gone(struct kunit *test)
 	EXPECT_EQ(xt_warnings(), 0);
 }
 
-/* A function that does DMA as others, too. */
+/* A function that also does DMA with the IDs of others. */
 static void aliases_move_with_the_device(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1889,7 +1889,7 @@ static void aliases_move_with_the_device(struct kunit *test)
 	EXPECT_EQ(sim_find_device(xt->sim, 0, 0, known)->ctx, xt_dev_ctx(xt, 0));
 }
 
-/* One device goes, another one with the same requester id stays alive. */
+/* One device is removed; another with the same requester ID must still work. */
 static void xt_test_shared_id(struct xt *xt, struct sim_device *shared)
 {
 	u16 ctx = xt_ctx(xt->domain);
@@ -1902,13 +1902,13 @@ static void xt_test_shared_id(struct xt *xt, struct sim_device *shared)
 	xt_release_dev(xt, 0);
 	EXPECT_EQ(shared->ctx, ctx);
 	EXPECT(xt_sim_dev(xt, 0) == shared || xt_dev_ctx(xt, 0) != ctx);
-	/* And comes back. */
+	/* It comes back. */
 	EXPECT_EQ(xt_probe(xt, 0), 0);
 	EXPECT_EQ(shared->ctx, ctx);
 	EXPECT_EQ(xt_attach(xt, xt->domain, 0), 0);
 	EXPECT_EQ(xt_warnings(), 0);
 
-	/* All of them move, one after the other. */
+	/* All of them move, one by one. */
 	xt_new_domain(xt);
 	for (unsigned int i = 0; i < 2; i++)
 		EXPECT_EQ(xt_attach(xt, xt->dom[1], i), 0);
@@ -1939,7 +1939,7 @@ static void devices_behind_a_bridge(struct kunit *test)
 	xt_test_shared_id(xt, sim_find_device(xt->sim, 0, 7, PCI_DEVFN(0, 0)));
 }
 
-/* Volume management: disks in a segment of their own, one requester id. */
+/* VMD: disks in a segment of their own share one requester ID. */
 static void devices_behind_vmd(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -1983,7 +1983,7 @@ static struct xt *xt_start_rdm(struct kunit *test, const struct sim_conf *conf)
 }
 
 /*
- * As bare metal has them. But where the hypervisor maps them into all contexts,
+ * As on bare metal. But if the hypervisor maps the regions into all contexts,
  * nothing else can be mapped there.
  */
 static void reserved_regions_are_those_of_the_device(struct kunit *test)
@@ -2007,7 +2007,7 @@ static void reserved_regions_are_those_of_the_device(struct kunit *test)
 		EXPECT_EQ(xt_count_regions(xt, 0, IOMMU_RESV_MSI, 0, 0),
 			  IS_ENABLED(CONFIG_X86));
 
-		/* Firmware seldom uses these. */
+		/* Firmware rarely uses these. */
 		xt->dev[0].pdev.class = PCI_CLASS_SERIAL_USB_XHCI;
 		EXPECT_EQ(xt_count_regions(xt, 0, IOMMU_RESV_DIRECT_RELAXABLE,
 					   0x1000000, 0x10000), empty);
@@ -2019,7 +2019,7 @@ static void reserved_regions_are_those_of_the_device(struct kunit *test)
 	}
 }
 
-/* What the core, and a user of another device, can do there. */
+/* What the core and a user of another device can map there. */
 static void reserved_regions_in_contexts(struct kunit *test)
 {
 	for (unsigned int i = 0; i < ARRAY_SIZE(xt_confs); i++) {
@@ -2048,7 +2048,7 @@ static void reserved_regions_in_contexts(struct kunit *test)
 	}
 }
 
-/* One warning, never silence, and all else works. */
+/* There is exactly one warning, and everything else works. */
 static void reserved_regions_query_refused(struct kunit *test)
 {
 	static const struct {
@@ -2077,7 +2077,7 @@ static void reserved_regions_query_refused(struct kunit *test)
 }
 
 /*
- * Faults of devices
+ * DMA faults
  */
 
 struct xt_seen {
@@ -2120,7 +2120,7 @@ static void faults_are_reported(struct kunit *test)
 	EXPECT_EQ(seen.iova, 0x1234567);
 	EXPECT_EQ(seen.flags, IOMMU_FAULT_WRITE);
 
-	/* A device in no domain, and one that Linux does not have. */
+	/* A device without a domain, and one that Linux does not have. */
 	sim_report_fault(xt->sim, xt_sim_dev(xt, 2), 0, 0, 5);
 	xt_release_dev(xt, 3);
 	sim_report_fault(xt->sim, xt_sim_dev(xt, 3), 0, 0, 5);
@@ -2129,7 +2129,7 @@ static void faults_are_reported(struct kunit *test)
 	EXPECT_EQ(seen.nr, 1);
 }
 
-/* What there is no room for costs nothing but a counter. */
+/* Faults that do not fit are only counted. */
 static void storm_of_faults(struct kunit *test)
 {
 	struct xt *xt = test->priv;
@@ -2148,7 +2148,7 @@ static void storm_of_faults(struct kunit *test)
 	EXPECT_EQ(seen.nr, SIM_FAULT_RING);
 	EXPECT_LE(xt->sim->traps, SIM_FAULT_RING / 16 + 1);
 	EXPECT_EQ(xt_warnings(), 0);
-	/* Then it is said how many they were. */
+	/* The next report has their number. */
 	sim_report_fault(xt->sim, xt_sim_dev(xt, 1), 0, 0, 5);
 	flush_delayed_work(&xen_iommu->faults);
 	EXPECT_EQ(seen.nr, SIM_FAULT_RING + 1);
@@ -2172,7 +2172,7 @@ static void init_once(struct kunit *test)
 	EXPECT_EQ(xt_warnings(), 0);
 }
 
-/* From 64 MiB to 16 TiB; the hypervisor objects to unsafe values itself. */
+/* From 64 MiB to 16 TiB; the hypervisor reports unsafe values itself. */
 static void init_sizes_follow_memory(struct kunit *test)
 {
 	for (unsigned int shift = 26; shift <= 44; shift += 3)
@@ -2183,7 +2183,7 @@ static void init_sizes_follow_memory(struct kunit *test)
 			xt_env.ram_pages = BIT(shift - PAGE_SHIFT);
 			xt_start_new(xt);
 			EXPECT_GE(xt->sim->max_ctx, 64);
-			/* Enough to map all of it, page by page. */
+			/* Enough to map all memory by 4 KiB pages. */
 			if (shift < 39)
 				EXPECT_GE(xt->sim->pool, pages / 512);
 			EXPECT_LE(xt->sim->pool, max(pages / 16, 8192ULL));
@@ -2192,7 +2192,7 @@ static void init_sizes_follow_memory(struct kunit *test)
 		}
 }
 
-/* What is out of range is clamped, with one warning. */
+/* Values out of range are clamped, with one warning. */
 static void init_parameters_stay_safe(struct kunit *test)
 {
 	static const struct {
@@ -2219,7 +2219,7 @@ static void init_parameters_stay_safe(struct kunit *test)
 	}
 }
 
-/* Limits that are told, in structures of any size, or that have to be found. */
+/* Limits are reported, in structures of any size, or have to be found out. */
 static void init_stays_below_limits(struct kunit *test)
 {
 	static const size_t sizes[] = { 8, 16, 4, 0 };
@@ -2248,14 +2248,14 @@ static void init_tries_smaller_pools(struct kunit *test)
 	EXPECT_EQ(xt->sim->calls[IOMMU_init], 4);
 	xt_stop(test);
 
-	/* But not for ever. */
+	/* But it gives up in the end. */
 	xt = xt_new(test, &xt_confs[0]);
 	sim_add_fault(xt->sim, IOMMU_init, 0, 1000, -ENOMEM, 0);
 	EXPECT_NE(xt_boot(xt), 0);
 	EXPECT_LE(xt->sim->calls[IOMMU_init], 200);
 }
 
-/* Where it does not begin, there is one line, and nothing is left. */
+/* If the driver does not start, it logs one line and leaves nothing behind. */
 static void init_failures(struct kunit *test)
 {
 	static const struct {
@@ -2264,7 +2264,7 @@ static void init_failures(struct kunit *test)
 		unsigned int subop, skip;
 		int error;
 	} failures[] = {
-		/* A draft reports the error of the allocation that follows. */
+		/* Drafts return the error of the allocation that follows. */
 		{ SIM_INIT_FALLS_THROUGH, SZ_4K, IOMMU_init, 0, -ENOMEM },
 		{ SIM_INIT_IDLE, SZ_4K },
 		{ 0, SZ_4K, IOMMU_init, 0, -EACCES },
@@ -2299,7 +2299,7 @@ static void init_declines_quietly(struct kunit *test)
 		{ true, true, false, 0, 0 },		/* switched off */
 		{ true, false, true, -ENOSYS, 1 },	/* domU */
 		{ true, true, true, -ENOSYS, 1 },	/* dom0 of an older Xen */
-		{ true, true, true, -ENODEV, 1 },	/* of one without an IOMMU */
+		{ true, true, true, -ENODEV, 1 },	/* dom0 without an IOMMU */
 		{ true, true, true, -EPERM, 1 },
 		{ true, true, true, -EOPNOTSUPP, 1 },
 	};
@@ -2342,7 +2342,7 @@ static void init_obeys_iommu_off(struct kunit *test)
 }
 #endif
 
-/* The core has a domain for the first device, and none for the second. */
+/* The core gets a domain for the first device, but not for the second. */
 static void xt_probe_in_vain(void)
 {
 	struct xt *xt = xen_iommu_sim->priv;
@@ -2356,7 +2356,7 @@ static void xt_probe_in_vain(void)
 	xt_free_domain(xt, xt->dom[0]);
 }
 
-/* Devices are where they were, and can do DMA as without an IOMMU. */
+/* Devices stay where they were, and can do DMA as without an IOMMU. */
 static void registration_failures_leave_nothing(struct kunit *test)
 {
 	for (unsigned int i = 0; i < 4; i++) {
@@ -2366,7 +2366,7 @@ static void registration_failures_leave_nothing(struct kunit *test)
 		xt_env.register_ret = i == 1 || i == 2 ? -ENOSPC : 0;
 		xt_env.on_register = i == 2 ? xt_probe_in_vain : NULL;
 		xt_env.virq_ret = i == 3 ? -ENOSPC : 0;
-		/* One can live without fault reports. */
+		/* The driver works without fault reports. */
 		EXPECT_EQ(!xt_boot(xt), i == 3);
 		EXPECT_EQ(xt_env.sysfs, i == 3);
 		EXPECT_EQ(xt_warnings(), 1);
@@ -2379,10 +2379,10 @@ static void registration_failures_leave_nothing(struct kunit *test)
 }
 
 /*
- * Each allocation, and each hypercall, made to fail in turn
+ * Each allocation and each hypercall fails in turn
  */
 
-/* All that the driver does, as far as it gets. */
+/* Exercises everything that the driver does, as far as it gets. */
 static void xt_scenario(struct xt *xt)
 {
 	if (xt_boot(xt) || xt_probe(xt, 0))
@@ -2449,8 +2449,8 @@ static void each_hypercall_fails_in_turn(struct kunit *test)
 /*
  * Random operations, compared with a model
  *
- * The model has a page of each domain's window in an array; it knows neither
- * mappings nor trees nor runs.
+ * The model is an array of the pages in each domain's window. It has no
+ * mappings, trees or runs.
  */
 
 #define XT_RND_PAGES	4096
@@ -2484,7 +2484,7 @@ do {									\
 			  xt_seed, __r->op, ##__VA_ARGS__);		\
 } while (0)
 
-/* Driver, hypervisor and model on a range of pages. */
+/* Compares driver, hypervisor and model on a range of pages. */
 static void xt_rnd_check(struct xt_random *r, struct xt_model *m,
 			 unsigned int page, unsigned int nr)
 {
@@ -2505,7 +2505,7 @@ static void xt_rnd_range(struct xt_random *r, unsigned int *page, unsigned int *
 	*page = xt_rnd(r, XT_RND_PAGES - *nr);
 }
 
-/* Without failures. */
+/* Flushes without failures. */
 static void xt_rnd_flush(struct xt_random *r, struct xt_model *m)
 {
 	r->xt->sim->fault_rate = 0;
@@ -2523,7 +2523,7 @@ static void xt_rnd_map(struct xt_random *r, struct xt_model *m)
 	xt_rnd_range(r, &page, &nr);
 	for (unsigned int i = page; i < page + nr; i++)
 		conflict |= m->phys[i] != 0;
-	/* Nobody uses addresses again before the flush. */
+	/* Addresses are never reused before the flush. */
 	if (xt_nr_stale(&m->xt))
 		xt_rnd_flush(r, m);
 
@@ -2534,7 +2534,7 @@ static void xt_rnd_map(struct xt_random *r, struct xt_model *m)
 
 		for (ret = 0; done < nr && !ret; done += !ret)
 			ret = xt_map_nosync(&m->xt, page + done, frame + 2 * done, 1);
-		/* Two callers, now and then: the one behind is first. */
+		/* Sometimes two callers: the one of the second part comes first. */
 		ret = ret ?: xt_sync(&m->xt, page + cut, nr - cut);
 		ret = ret ?: cut ? xt_sync(&m->xt, page, cut) : 0;
 		if (ret && done)
@@ -2546,7 +2546,7 @@ static void xt_rnd_map(struct xt_random *r, struct xt_model *m)
 	for (unsigned int i = 0; i < nr && !conflict; i++) {
 		if (!ret)
 			m->phys[page + i] = xt_phys(frame + i * stride);
-		/* What could not be undone. */
+		/* Unmap what could not be undone. */
 		r->xt->sim->fault_rate = 0;
 		if (ret && xt_lookup(&m->xt, page + i) &&
 		    !xt_unmap(&m->xt, page + i, 1))
@@ -2561,7 +2561,7 @@ static void xt_rnd_unmap(struct xt_random *r, struct xt_model *m, bool queued)
 	unsigned int page, nr, expected, ret;
 
 	xt_rnd_range(r, &page, &nr);
-	/* Mostly where there is something, and mostly all of it. */
+	/* Mostly unmap where something is mapped, and mostly all of it. */
 	for (unsigned int i = 0; i < 64 && !m->phys[page]; i++)
 		page = (page + 1) % (XT_RND_PAGES - nr);
 	while (xt_rnd(r, 64) && page + nr < XT_RND_PAGES && m->phys[page + nr])
@@ -2590,7 +2590,7 @@ static void xt_rnd_attach(struct xt_random *r)
 		domain = r->model[to].xt.domain;
 	ret = xt_attach(r->xt, domain, dev);
 	r->failed += !!ret;
-	/* A failure may be followed by a failure to put it back. */
+	/* After a failure, moving the device back may fail, too. */
 	if (!ret && to < XT_RND_DOMS && xt_dev_ctx(r->xt, dev) != xt_ctx(domain))
 		xt_diverges(r, "device %u is in context %u", dev,
 			    xt_dev_ctx(r->xt, dev));
@@ -2610,7 +2610,7 @@ static void xt_rnd_free(struct xt_random *r, struct xt_model *m)
 	if ((!empty || sim_nr_frames(r->xt->sim, ctx)) && xen_iommu->nr_lost == lost)
 		xt_diverges(r, "context %u is not empty", ctx);
 	memset(m->phys, 0, sizeof(m->phys));
-	/* There must be another one. */
+	/* Allocating the next one must succeed. */
 	sim_clear_faults(r->xt->sim);
 	r->xt->sim->pool += XT_RND_PAGES / 512 + 2;
 	m->xt.domain = xt_new_domain(r->xt);
@@ -2623,7 +2623,7 @@ static void random_operations(struct kunit *test)
 	const struct sim_conf *conf = test->param_value;
 	struct xt_random *r;
 
-	/* Contexts get lost: let there be many. */
+	/* Contexts get lost, so there must be many. */
 	xt_stop(test);
 	xen_iommu_contexts = 4096;
 	xt = xt_start(test, conf);
@@ -2641,7 +2641,7 @@ static void random_operations(struct kunit *test)
 		struct xt_model *m = &r->model[xt_rnd(r, XT_RND_DOMS)];
 		unsigned int what = xt_rnd(r, 1000);
 
-		/* Long stretches without failures, too. */
+		/* Alternate long stretches with and without failures. */
 		xt->sim->fault_rate = r->op / 1000 % 2 ? 100 : 0;
 		if (what < 400)
 			xt_rnd_map(r, m);

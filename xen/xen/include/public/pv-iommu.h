@@ -126,7 +126,7 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_capabilities_t);
  * -EACCES: the domain has already been initialised. -EINVAL: max_ctx_no is 0
  * or above 0xfffe, or a limit is exceeded. -ENOMEM: no memory; may be retried.
  *
- * In the drafts, this sub-op falls through into IOMMU_alloc_context: callers
+ * In the drafts, this sub-op continues into IOMMU_alloc_context: callers
  * must query again afterwards and go by that, not by the return value.
  */
 struct pv_iommu_init {
