@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * QEMU plugin: where the guest's instructions go
+ * QEMU plugin: count the guest's instructions
  *
  *   -plugin libprofile.so,out=PREFIX
  *
- * Counts what is executed between two instructions that do nothing, "xchg
+ * Counts the instructions between two that do nothing, "xchg
  * %bx, %bx" and "xchg %cx, %cx", per block of code. The n-th such section
  * becomes the file PREFIX.n, with an address, a number of instructions and how
- * often the block ran in each line. For one virtual CPU.
+ * often the block ran in each line. Supports one virtual CPU.
  *
- * The interface of plugins is declared here as far as it is used: distributions do
- * not package its header. PLUGIN_API is its version: 1, or from QEMU 9.1 on 3.
+ * The parts of the plugin interface in use are declared here: distributions do
+ * not package its header. PLUGIN_API is its version: 1, or 3 from QEMU 9.1 on.
  */
 
 #include <stdbool.h>
@@ -118,7 +118,7 @@ static void ran(unsigned int cpu, void *data)
 	b->runs++;
 }
 
-/* Is this instruction these three bytes? */
+/* Returns true if the instruction is these three bytes. */
 static bool is(const struct insn *insn, const unsigned char *bytes)
 {
 	if (qemu_plugin_insn_size(insn) != 3)

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * init of an arm64 dom0: on a Xen without the hypercall the driver declines with
- * one line, and there is no IOMMU. The verdict goes to the console, as
- * everything does here: there is no second serial port.
+ * init of an arm64 dom0: on a Xen without the hypercall, the driver declines with
+ * one line, and there is no IOMMU. The verdict goes to the console, like
+ * everything here, because there is no second serial port.
  */
 #include <dirent.h>
 #include <fcntl.h>
@@ -36,7 +36,7 @@ int main(void)
 	mount("proc", "/proc", "proc", 0, NULL);
 	mount("sys", "/sys", "sysfs", 0, NULL);
 
-	/* Without devtmpfs at first, there was no console to open. */
+	/* Before devtmpfs was mounted, there was no console to open. */
 	fd = open("/dev/console", O_RDWR);
 	dup2(fd, 1);
 	dup2(fd, 2);

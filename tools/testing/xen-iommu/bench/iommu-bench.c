@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * iommu-bench: what mapping for DMA costs
+ * iommu-bench: measure the cost of mapping for DMA
  *
  *   iommu-bench kernel                 loops of xen_iommu_bench.ko
  *   iommu-bench sizes                  iommu_map() of 1 to 65536 pages
- *   iommu-bench threads                the same work for each of one and of two CPUs
+ *   iommu-bench threads                the same work on each of one and of two CPUs
  *   iommu-bench vfio BDF [MIB...]      VFIO type1 and iommufd, a device on vfio-pci
  *   iommu-bench nvme DEVICE            reads
- *   iommu-bench run NAME OPS COMMAND   another program, which does so many operations
+ *   iommu-bench run NAME OPS COMMAND   another program, which does OPS operations
  *
- * A line for each loop, with what it took in all:
+ * Prints a line for each loop, with its total cost:
  *
  *   # bench NAME ops=N ns=N rounds=N [counters of xen-iommu that it changed]
  *   # bench NAME error=ERRNO
  *
- * Each loop (of several rounds, the last) stands between two instructions that do
- * nothing and are seldom used, for an emulator to count what runs between them.
+ * Each loop (or the last of several rounds) is between two instructions that do nothing
+ * and are rarely used, so that an emulator can count what runs between them.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -109,8 +109,8 @@ static long meminfo(const char *path, const char *name)
 }
 
 /*
- * What Xen's debug key prints: pages that are free in the pool, and flushes of the
- * IOTLB that there have been. False without one.
+ * Parses the output of Xen's debug key: free pages in the pool, and the number of IOTLB
+ * flushes. Returns false if there is none.
  */
 static bool xen_counts(long *pages, unsigned long *flushes)
 {
@@ -181,7 +181,7 @@ static void report_error(const char *name, int err)
 
 static int run_fd;
 
-/* One line for the module; its nanoseconds, or a negative error. */
+/* Runs one line in the module; returns its nanoseconds, or a negative error. */
 static int64_t run_line(const char *line, bool mark)
 {
 	char text[32] = "";
@@ -216,9 +216,9 @@ static void measure(const char *name, const char *line, unsigned long ops)
 }
 
 /*
- * Map and unmap, in rounds: in lazy mode, some of an unmap's work is done with
- * that of others. Two rounds more at the beginning fill the caches of the IOVA
- * allocator; the last one is marked, and the one that flushes are counted in.
+ * Maps and unmaps in rounds: in lazy mode, some of an unmap's work is done together
+ * with that of others. Two extra rounds at the beginning fill the caches of the IOVA
+ * allocator. The last round is marked, and its flushes are counted.
  */
 static bool measure_pair(const char *what, unsigned long size, unsigned long ops,
 			 unsigned int rounds)
@@ -304,7 +304,7 @@ static int bench_kernel(bool on_xen)
 		measure("noop", "noop 256", 256);
 	for (unsigned int i = 0; cases[i].what; i++)
 		measure_pair(cases[i].what, cases[i].size, cases[i].ops, 8);
-	/* The first one has allocations that the others find done. */
+	/* The first one makes allocations that the others can reuse. */
 	ret = run_line("context 1", false);
 	if (ret >= 0)
 		measure("context", "context 16", 16);
@@ -325,7 +325,7 @@ static int bench_sizes(void)
 	return 0;
 }
 
-/* In rounds by turns, so that both see what else the host does. */
+/* In alternating rounds, so that other load on the host affects both. */
 static int bench_threads(void)
 {
 	struct stats none = {};
@@ -462,7 +462,7 @@ static int unmap(struct vfio *v, size_t size)
 			   ioctl(v->iommufd, IOMMU_IOAS_UNMAP, &new);
 }
 
-/* Memory that is there, aligned for huge pages. */
+/* Allocates populated memory, aligned for huge pages. */
 static void *get_memory(size_t size, bool huge)
 {
 	char *area = mmap(NULL, size + HUGE, PROT_READ | PROT_WRITE,
@@ -546,8 +546,8 @@ out:
 }
 
 /*
- * The same memory pinned, and nothing else: what of the above is not for the
- * IOMMU. Registering it with io_uring does that.
+ * Only pins the same memory, to measure the part of the above that is not the
+ * IOMMU's. Registering it with io_uring does that.
  */
 static void measure_pin(unsigned long mib, bool huge)
 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * guest-grants: pages that one domain grants and another does direct I/O into.
+ * guest-grants: one domain grants pages, and another does direct I/O to them.
  *
  *   guest-grants give COUNT        in a guest: grant COUNT pages to dom0 and print
  *                                  "GRANTS <ref>..."; then, for each line on stdin:
@@ -10,10 +10,10 @@
  *                                  and print "DONE <command>" or "WRONG <what>"
  *   guest-grants take DOMID FILE OFFSET read|write [hold] REF...
  *                                  in dom0: map them twice, read FILE into them or
- *                                  write them to FILE past the page cache, unmap the
+ *                                  write them to FILE without the page cache, unmap the
  *                                  first mapping, do it again, unmap the second. hold:
  *                                  print "HELD" and wait for a line of stdin in between
- *   guest-grants pattern SEED COUNT          write to stdout what "fill" fills with
+ *   guest-grants pattern SEED COUNT          write the pattern of "fill" to stdout
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -26,7 +26,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-/* The headers below use types that they do not bring along. */
+/* The headers below use types that they do not define. */
 #define grant_ref_t unsigned int
 #define domid_t unsigned short
 #include <xen/gntalloc.h>
@@ -116,7 +116,7 @@ static int give(int count)
 	return 0;
 }
 
-/* All the grants mapped once. */
+/* One mapping of all the grants. */
 struct mapping {
 	int fd;
 	char *pages;
@@ -166,7 +166,7 @@ static void direct_io(int file, const struct mapping *to, off_t offset, bool rea
 }
 
 /*
- * Each page has two grant mappings, and I/O goes on through the second when the
+ * Each page has two grant mappings, and I/O continues through the second when the
  * first has ended.
  */
 static int take(int argc, char **argv)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * What becomes of a device that does DMA: its faults are reported (IOMMU_get_faults),
- * and when it comes back from another domain it is where it was, or blocked.
+ * Test devices that do DMA: their faults are reported (IOMMU_get_faults), and a device
+ * that comes back from another domain is in its old context, or blocked.
  *
- * From dom0's userspace, with no IOMMU driver, on QEMU's edu. KTAP on stdout.
+ * Runs in dom0's userspace without an IOMMU driver, on QEMU's edu. KTAP on stdout.
  */
 #define main hypercall_main
 #include "hypercall.c"
@@ -38,8 +38,8 @@ static void set_reg(unsigned int reg, uint64_t value)
 }
 
 /*
- * Have edu read or write 4 bytes there; its buffer is at 0x40000. QEMU would make several
- * accesses of more, each with a fault of its own.
+ * Makes edu read or write 4 bytes there; its buffer is at 0x40000. QEMU would split more
+ * bytes into several accesses, each with its own fault.
  */
 static void dma(uint64_t addr, bool write)
 {
@@ -56,7 +56,7 @@ static long get_faults(unsigned long nr)
 	return hypercall4(IOMMU_OP, GET_FAULTS, (unsigned long)faults, nr, 0);
 }
 
-/* Wait for so many faults, and for a while if there must be none. */
+/* Waits for this number of faults, or for a while if there must be none. */
 static long wait_faults(long nr)
 {
 	long got = 0;
@@ -106,7 +106,7 @@ static void test_fault(int ctx, const char *name)
 	want_fault(ctx, 0x5000, false);
 	want_fault(ctx, 0x123456000, true);
 	want_no_fault(0x10000, true);
-	/* One that cannot be handed over is lost, and counted. */
+	/* A fault that cannot be delivered is lost and counted. */
 	dma(0x7000, false);
 	usleep(200000);
 	want_eq(hypercall4(IOMMU_OP, GET_FAULTS, 0x1000, 1, 0), -EFAULT);
@@ -117,7 +117,7 @@ static void test_fault(int ctx, const char *name)
 	report(name);
 }
 
-/* Does the event come? */
+/* Returns true if the event comes. */
 static bool event(int fd, int ms)
 {
 	struct pollfd p = { .fd = fd, .events = POLLIN };
@@ -141,7 +141,7 @@ static void test_event(void)
 	event(fd, 500);
 	dma(0x5000, false);
 	want(event(fd, 5000), "no event");
-	/* One is enough until the ring has been read. */
+	/* One event is enough until the ring has been read. */
 	dma(0x6000, false);
 	want(!event(fd, 1000), "another event");
 	want_eq(wait_faults(2), 2);
@@ -168,7 +168,7 @@ static void test_lost(void)
 	report("lost");
 }
 
-/* Quarantine is another domain. It answers as a guest would for what happens here. */
+/* Quarantine is another domain, and serves as a guest here. */
 static void test_lent(int ctx, const char *back, const char *freed)
 {
 	uint64_t elsewhere = frame[1] << 12;
@@ -176,7 +176,7 @@ static void test_lent(int ctx, const char *back, const char *freed)
 	want_eq(assign(37, DOMID_IO), 0);
 	want_eq(move_edu(0), -ENODEV);
 	want_eq(assign(47, DOMID_IO), 0);
-	/* It is where it was, not where it reaches all of our memory. */
+	/* It is in its old context, not where it can reach all of our memory. */
 	want_no_fault(0x10000, true);
 	want_fault(ctx, elsewhere, true);
 	want_fault(ctx, elsewhere, false);
@@ -189,13 +189,13 @@ static void test_lent(int ctx, const char *back, const char *freed)
 	want_fault(0, 0x10000, true);
 	want_fault(0, elsewhere, true);
 	want_fault(0, elsewhere, false);
-	/* Until it is told otherwise. */
+	/* Blocked until it is moved. */
 	want_eq(move_edu(0), 0);
 	want_no_fault(elsewhere, true);
 	report(freed);
 }
 
-/* A context with a table of our own, which has one page. */
+/* Allocates a context with our own table, which maps one page. */
 static int new_nested_map(uint64_t dfn, uint64_t gfn)
 {
 	uint64_t (*page)[512] = (void *)lists, at = lists_at;

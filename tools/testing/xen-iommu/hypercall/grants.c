@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Grants that end while contexts map their frames: which of them stay in use for their
- * owner, and what it costs Xen if a guest makes many of them end.
+ * Test grants that end while contexts map their frames: which of them their owner sees in
+ * use, and what it costs Xen if a guest ends many of them.
  *
- * From dom0's userspace, with no IOMMU driver. KTAP on stdout.
+ * Runs in dom0's userspace without an IOMMU driver. KTAP on stdout.
  */
 #define main hypercall_main
 #include "hypercall.c"
 #undef main
 
-/* References of one frame: writable from 8 on, then two that are read-only, and many. */
+/* References to one frame: writable ones from 8 on, then two read-only ones, and many. */
 #define FIRST	8
 #define RO	10
 #define MANY	12
@@ -134,7 +134,7 @@ static void test_rules(int ctx)
 	report("released_by_another");
 }
 
-/* One I/O mapping of a frame, and very many mappings of other grants of it that end. */
+/* One I/O mapping of a frame, and very many ending mappings of other grants of it. */
 static void test_many(int ctx)
 {
 	static struct grant_map m[32];

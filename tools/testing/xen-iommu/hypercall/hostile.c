@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Random calls while another domain does its worst: it grants frames, takes them back, has
- * some taken away, gets a device, and dies at any time. In the end nothing may be left of it.
+ * Make random calls while another domain is hostile: it grants frames, takes them back,
+ * loses some, gets a device, and dies at any time. At the end, nothing of it may be left.
  *
- * What it would do by itself, a thread in dom0 does in its place. From dom0's
- * userspace, with no IOMMU driver. KTAP on stdout.
+ * A thread in dom0 does what the domain would do itself. Runs in dom0's userspace without
+ * an IOMMU driver. KTAP on stdout.
  *
  * usage: hostile [-s seed] [-n calls per thread]
  */
@@ -124,7 +124,7 @@ static void end_slot(unsigned int i)
 {
 	if (!slot[i].used)
 		return;
-	/* Of a domain that is dead perhaps. */
+	/* The domain may be dead. */
 	want_eq(unmap_grant(slot[i].gfn, slot[i].handle), 0);
 	slot[i].used = false;
 	foreign[i] = 0;
@@ -195,7 +195,7 @@ static void step(struct fuzz *f)
 	case 38:
 		if (have_edu && !pick(f, 4)) {
 			if (guest_has_edu) {
-				/* By way of quarantine. */
+				/* Through quarantine. */
 				want_eq(assign(47, guest), 0);
 				want_eq(assign(47, DOMID_IO), 0);
 				guest_has_edu = false;
@@ -221,7 +221,7 @@ static void *live(void *arg)
 	return NULL;
 }
 
-/* Domains besides this one, those included of which Xen cannot forget something. */
+/* Counts the other domains, including zombies. */
 static long other_domains(void)
 {
 	static uint8_t info[SZ_4K];
@@ -267,7 +267,7 @@ static void test_hostile(uint64_t seed, unsigned int threads)
 	want(count.domains > 3 && count.mapped > 100 && count.io > 50, "too few");
 	report("it_does_its_worst");
 
-	/* The grants of the last one first, while contexts have the frames. */
+	/* End the grants of the last one first, while contexts have the frames. */
 	for (i = 0; i < SLOTS; i++)
 		end_slot(i);
 	for (i = 0; i < ALIENS; i++)
@@ -277,7 +277,7 @@ static void test_hostile(uint64_t seed, unsigned int threads)
 
 		want(!ret || ret == -EINVAL, "context %u: %ld", c, ret);
 	}
-	/* What the table says of grants may be the domain's lie. A grant that is pinned remains in use. */
+	/* The domain may have overwritten the table. A pinned grant remains in use. */
 	want(has_extent[0] || guest_memory(6, 0) == 1, "no memory");
 	for (i = FIRST_REF; i < FIRST_REF + REFS; i++) {
 		uint64_t gfn = FIRST_GFN;

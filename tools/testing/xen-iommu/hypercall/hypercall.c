@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Tests and fuzzes the PV-IOMMU hypercall itself, from dom0's userspace through
- * /dev/xen/privcmd, with no IOMMU driver in between. KTAP on stdout.
+ * Test and fuzz the PV-IOMMU hypercall itself, from dom0's userspace through
+ * /dev/xen/privcmd, without an IOMMU driver. KTAP on stdout.
  *
  * usage: hypercall [-s seed] [-n fuzz calls per thread] [-t threads] [-c cycles]
  *        hypercall -q          print the capabilities
- *        hypercall -g          only a page of 1 GiB, for which dom0 must have the memory
- *        hypercall -f          only map, for who looks at what the IOMMU is told
+ *        hypercall -g          only map a page of 1 GiB, which dom0 must have
+ *        hypercall -f          only map, to watch the IOMMU's commands
  *
- * The frames that are mapped do not belong to Linux: they are allocated from Xen
- * and given back at the end, so that a lost page reference shows in the count
- * of free pages. Xen's pool of page tables is measured by using it up.
+ * The mapped frames do not belong to Linux: they are allocated from Xen and
+ * returned at the end, so that a leaked page reference shows in the count of
+ * free pages. The size of Xen's page table pool is found by exhausting it.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -51,7 +51,7 @@ struct privcmd_mmap_resource {
 
 #define IOCTL_PRIVCMD_MMAP_RESOURCE	_IOC(_IOC_NONE, 'P', 7, sizeof(struct privcmd_mmap_resource))
 
-/* The ABI, written down a second time on purpose. */
+/* The ABI, deliberately written down a second time. */
 enum {
 	NOOP, QUERY, INIT, ALLOC, FREE, REATTACH, MAP, UNMAP, REMOTE,
 	ALLOC_NESTED = 9, FLUSH_NESTED = 10, QUERY_MORE = 36,
@@ -60,7 +60,7 @@ enum {
 
 struct caps { uint64_t max_iova; uint32_t flags, pgsizes, max_pasid; uint16_t max_ctx, pad; };
 struct init { uint32_t max_ctx, order; };
-/* The context has 16 bits in all of them. The rest, here part of it, must be zero. */
+/* The context has 16 bits in all of them. The remaining bits must be zero. */
 struct alloc { uint32_t ctx, flags; };
 struct freectx { uint32_t ctx, flags; };
 struct map { uint64_t ctx, gfn, dfn; uint32_t flags, pgsize, nr, mapped; };
@@ -129,14 +129,14 @@ static long iommu(unsigned int subop, void *arg)
 	return hypercall(IOMMU_OP, subop, (unsigned long)arg);
 }
 
-/* The calls with their arguments in registers. */
+/* Calls with their arguments in registers. */
 static long iommu_regs(unsigned int subop, unsigned int ctx, unsigned int flags, unsigned long a2,
 		       unsigned long a3, unsigned long a4)
 {
 	return hypercall5(IOMMU_OP, subop, ctx | (unsigned long)flags << 32, a2, a3, a4);
 }
 
-/* What all of these programs begin with. */
+/* All of these programs start with this. */
 static void start(void)
 {
 	setlinebuf(stdout);
@@ -158,8 +158,8 @@ static bool find_guest_type(void)
 }
 
 /*
- * Memory for lists of runs, and what its address is for the hypervisor: guest
- * physical, where it must be contiguous, except in a PV domain.
+ * Memory for lists of runs, and its address as the hypervisor expects it: guest physical
+ * and contiguous, except in a PV domain.
  */
 static struct run *lists;
 static uint64_t lists_at;
@@ -196,7 +196,7 @@ static uint64_t list_at(const struct run *run)
 	return lists_at + ((unsigned long)run - (unsigned long)lists);
 }
 
-/* The same for all frames: goes on after preemption. */
+/* The same for all frames: continues after preemption. */
 static long iommu_runs(unsigned int subop, unsigned int ctx, unsigned int flags, struct run *run,
 		       unsigned int nr, unsigned long *done)
 {
@@ -275,7 +275,7 @@ static long free_pages(void)
 	return ret < 0 ? ret : (long)op.physinfo.free;
 }
 
-/* PV is told machine frames; PVH names guest frames that nothing else uses. */
+/* PV gets machine frames; PVH chooses guest frames that nothing else uses. */
 static int get_frames(void)
 {
 	uint64_t first = 1ul << 24;
@@ -343,7 +343,7 @@ static long move_edu(unsigned int ctx)
 	return iommu(REATTACH, &op);
 }
 
-/* Number of tables that a context can get: what the pool has. */
+/* Returns how many tables a context can get, which is what the pool has. */
 static long pool_free(void)
 {
 	int ctx = new_ctx(0);
@@ -410,7 +410,7 @@ static void test_init(void)
 	want_eq(iommu(INIT, &op), -EINVAL);
 	op = (struct init){ 16, 63 };
 	want_eq(iommu(INIT, &op), -EINVAL);
-	/* More than the machine has: fails, and can be tried again. */
+	/* More than the machine has: fails, and can be retried. */
 	op = (struct init){ 16, 18 };
 	if (free_pages() < 1 << 18)
 		want_eq(iommu(INIT, &op), -ENOMEM);
@@ -481,14 +481,14 @@ static void test_map(void)
 	want_eq(unmap(ctx, last, 1, 0, SZ_4K, &done), -ENOENT);
 	want_eq(done, 0);
 
-	/* A run that hits something: what came before stays. */
+	/* A run that hits a mapping: what came before stays. */
 	want_eq(map(ctx, 1000 + 700, frame[0], 1, RD, SZ_4K, &done), 0);
 	want_eq(map(ctx, 1000, frame[0], 1024, RD | WR, SZ_4K, &done), -EADDRINUSE);
 	want_eq(done, 700);
 	want_eq(unmap(ctx, 1000, 1024, 0, SZ_4K, &done), -ENOENT);
 	want_eq(done, 701);
 
-	/* The counter is added to. */
+	/* Xen adds to the counter. */
 	op = (struct map){ ctx, frame[0], 77, RD, SZ_4K, 3, 40 };
 	want_eq(iommu(MAP, &op), 0);
 	want_eq(op.mapped, 43);
@@ -504,7 +504,7 @@ static void test_map(void)
 	report("map");
 }
 
-/* Where writes are interrupts, nothing can be mapped. */
+/* Nothing can be mapped in the interrupt range. */
 static void test_interrupts(void)
 {
 	int ctx = new_ctx(0);
@@ -520,7 +520,7 @@ static void test_interrupts(void)
 	report("interrupts");
 }
 
-/* What is between the fields must be zero. */
+/* Padding must be zero. */
 static void test_padding(void)
 {
 	uint64_t bits[] = { 1ul << 16, 1ul << 32, 1ul << 63 };
@@ -560,21 +560,21 @@ static void test_superpage(void)
 	want_eq(map(ctx, 512, frame[0], 1, RD | WR, SZ_2M, &done), 0);
 	want_eq(done, 1);
 	want_eq(map(ctx, 512 + 5, frame[0], 1, RD, SZ_4K, &done), -EADDRINUSE);
-	/* Split, and what is around the hole stays. */
+	/* The page is split, and what is around the hole stays. */
 	want_eq(unmap(ctx, 512 + 5, 1, 0, SZ_4K, &done), 0);
 	want_eq(unmap(ctx, 512, 1, 0, SZ_2M, &done), -ENOENT);
 	want_eq(done, 0);
 	want_eq(unmap(ctx, 512, 5, 0, SZ_4K, &done), 0);
 	want_eq(unmap(ctx, 512 + 6, 506, 0, SZ_4K, &done), 0);
 	want_eq(done, 506);
-	/* The table of the split is in the way of the next superpage. */
+	/* The table from the split must give way to the next superpage. */
 	want_eq(map(ctx, 512, frame[0], 1, RD | WR, SZ_2M, &done), 0);
 	want_eq(unmap(ctx, 512, 512, 0, SZ_4K, &done), 0);
 	want_eq(done, 512);
 	want_eq(map(ctx, 1024, frame[0], 1, RD, SZ_2M, &done), 0);
 	want_eq(unmap(ctx, 1024, 1, 0, SZ_2M, &done), 0);
 	want_eq(done, 1);
-	/* 2M pages of which the second cannot be mapped. */
+	/* 2 MiB pages, of which the second cannot be mapped. */
 	want_eq(map(ctx, 1024 + 512 + 9, frame[0], 1, RD, SZ_4K, &done), 0);
 	want_eq(map(ctx, 1024, frame[0], 2, RD, SZ_2M, &done), -EADDRINUSE);
 	want_eq(done, 1);
@@ -585,9 +585,9 @@ static void test_superpage(void)
 }
 
 /*
- * Maps at addresses that nothing else has, with edu in the context, and unmaps
- * nothing: flushes of these addresses, and one of all in between, for the list,
- * are due to the maps. The first is mapped without one.
+ * Maps at unique addresses, with edu in the context, and unmaps nothing: flushes of these
+ * addresses, and a full one in between for the list, are due to the maps. The first
+ * address is mapped without a flush.
  */
 static void test_flush_added(void)
 {
@@ -623,11 +623,11 @@ static void test_deferred(void)
 	}
 	for (int round = 0; round < 3; round++) {
 		want_eq(map(ctx, 0, frame[0], 1024, RD | WR | NO_FLUSH, SZ_4K, &done), 0);
-		/* More ranges than Xen remembers. */
+		/* More ranges than Xen records. */
 		for (int i = 0; i < 1024; i += 2)
 			want_eq(unmap(ctx, i, 1, UNMAP_NO_FLUSH, SZ_4K, &done), 0);
 		want_eq(unmap(ctx, 0, 1, UNMAP_NO_FLUSH, SZ_4K, &done), -ENOENT);
-		/* Over what was not flushed: Xen flushes. */
+		/* Mapping over what was not flushed makes Xen flush. */
 		want_eq(map(ctx, 0, frame[0], 1, RD, SZ_4K, &done), 0);
 		want_eq(unmap(ctx, 0, 2, UNMAP_NO_FLUSH, SZ_4K, &done), 0);
 		f.dfn = round;
@@ -684,7 +684,7 @@ static void test_runs(void)
 	want_eq(iommu_regs(MAP_RANGE, ctx, RD, 0x100, ~0ul, frame[0]), -ERANGE);
 	want_eq(iommu_regs(MAP_RANGE, ctx, RD, 0x101, 1, frame[0]), 1);
 	want_eq(iommu_regs(MAP_RANGE, ctx, RD, 0x101, 1, frame[0]), -EADDRINUSE);
-	/* What comes before what cannot be done is done, and counted. */
+	/* Whatever precedes a failure is done and counted. */
 	want_eq(iommu_regs(UNMAP_RANGE, ctx, 0, 0x101, 2, 0), 1);
 	want_eq(iommu_regs(UNMAP_RANGE, ctx, 0, 0x101, 2, 0), -ENOENT);
 	for (at = 0; at < NR_FRAMES / 2; at += done) {
@@ -759,7 +759,7 @@ static long new_nested(uint64_t root, uint64_t flags, uint64_t desc)
 	return ret < 0 ? ret : (int)op.ctx;
 }
 
-/* Contexts whose page table is ours: here an empty one, in a page that is ours and zero. */
+/* Contexts with our own page table: an empty one, in a zeroed page of ours. */
 static void test_nested(void)
 {
 	struct format fmt = {};
@@ -779,7 +779,7 @@ static void test_nested(void)
 
 	want_eq(hypercall5(IOMMU_OP, QUERY_MORE, 1, FMT_X86_64_4, (unsigned long)&fmt, sizeof(fmt)), sizeof(fmt));
 	want(fmt.pgsizes & SZ_4K && fmt.in >= 39 && fmt.out >= 36, "%#lx %u %u", (long)fmt.pgsizes, fmt.in, fmt.out);
-	/* No more than is asked for is written. */
+	/* Xen writes no more than requested. */
 	memset(&fmt, 0x5a, sizeof(fmt));
 	want_eq(hypercall5(IOMMU_OP, QUERY_MORE, 1, FMT_X86_64_4, (unsigned long)&fmt, 8), sizeof(fmt));
 	want(fmt.flags == 0x5a5a5a5a, "%#x", fmt.flags);
@@ -794,7 +794,7 @@ static void test_nested(void)
 	want_eq(new_nested(frame[0], 0xff, frame[1]), -EOPNOTSUPP);
 	want_eq(new_nested(frame[0], FMT_X86_64_4 | 1u << 8, frame[1]), -EINVAL);
 	want_eq(new_nested(frame[0], FMT_X86_64_4 | 1ul << 63, frame[1]), -EINVAL);
-	/* Not there; not memory; not to be written by us. */
+	/* Absent; not memory; not writable by us. */
 	want_eq(new_nested(frame[0], FMT_X86_64_4, 1ul << 30), -EINVAL);
 	want_eq(new_nested(1ul << 30, FMT_X86_64_4, frame[1]), -EINVAL);
 	want_eq(new_nested(-1ul, FMT_X86_64_4, -1ul), -EINVAL);
@@ -806,7 +806,7 @@ static void test_nested(void)
 	want((ctx = new_nested(frame[0], FMT_X86_64_4, frame[1])) > 0, "%d", ctx);
 	want((other = new_ctx(0)) > 0, "%d", other);
 
-	/* All that needs tables of Xen's. */
+	/* Everything that needs tables of Xen's. */
 	want_eq(map(ctx, 0, frame[2], 1, RD | WR, SZ_4K, &done), -EOPNOTSUPP);
 	want_eq(unmap(ctx, 0, 1, 0, SZ_4K, &done), -EOPNOTSUPP);
 	flush.ctx = ctx;
@@ -831,7 +831,7 @@ static void test_nested(void)
 	want_eq(iommu_regs(FLUSH_NESTED, 0xffff, 0, 0, 0, 0), -EINVAL);
 
 	if (have_edu) {
-		/* Between all kinds of contexts. */
+		/* Moves between all kinds of contexts. */
 		want_eq(move_edu(ctx), 0);
 		want_eq(free_ctx(ctx, 0), -EBUSY);
 		want_eq(move_edu(other), 0);
@@ -878,7 +878,7 @@ static void test_cycles(unsigned int cycles)
 	report("cycles");
 }
 
-/* A page that is given back while a context maps it stays out of Xen's hands. */
+/* A page that is given back while a context maps it is not freed. */
 static void test_page_leaves(void)
 {
 	struct reservation r = { .nr = 1, .domid = DOMID_SELF };
@@ -893,7 +893,7 @@ static void test_page_leaves(void)
 	want_eq(map(ctx, 0, one, 1, RD | WR, SZ_4K, &done), 0);
 	mapped = hypercall(MEMORY_OP, 1, (unsigned long)&r);
 	want_eq(mapped, 1);
-	/* It has no gfn any more in PVH, but counts as the domain's. */
+	/* In PVH it no longer has a gfn, but still counts as the domain's. */
 	want_eq(current_pages(), pages + 1);
 	want_eq(unmap(ctx, 0, 1, 0, SZ_4K, &done), 0);
 	want_eq(current_pages(), pages);
@@ -901,7 +901,7 @@ static void test_page_leaves(void)
 	report("page_leaves");
 }
 
-/* An exchange takes no page that a context maps. */
+/* XENMEM_exchange refuses a page that a context maps. */
 static long exchange(uint64_t *in, uint64_t *out)
 {
 	struct {
@@ -929,7 +929,7 @@ static void test_page_exchanged(void)
 	want(exchange(&one, &out) < 0, "a mapped page was taken");
 	want_eq(current_pages(), pages);
 	want_eq(unmap(ctx, 0, 1, 0, SZ_4K, &done), 0);
-	/* It was the context's reference that was in the way. A PVH domain can never do it. */
+	/* Only the context's reference prevented it. A PVH domain can never do it. */
 	want_eq(exchange(&one, &out), pv ? 0 : -EOPNOTSUPP);
 	if (pv && !case_failed) {
 		want(out != one, "%#lx", (long)out);
@@ -941,7 +941,7 @@ static void test_page_exchanged(void)
 	report("page_exchanged");
 }
 
-/* PV: a page table can never be written by a device, nor what a device can write become one. */
+/* PV: devices cannot write to page tables, and what they can write to cannot become one. */
 static long pin(unsigned int cmd, uint64_t mfn)
 {
 	struct {
@@ -982,7 +982,7 @@ static void test_page_table(void)
 	report("page_table");
 }
 
-/* Devices' registers may be mapped, those of interrupt controllers and IOMMUs may not. */
+/* Registers of devices may be mapped, but not those of interrupt controllers and IOMMUs. */
 static bool mmio_refused(int ctx, uint64_t gfn)
 {
 	unsigned int done;
@@ -991,7 +991,7 @@ static bool mmio_refused(int ctx, uint64_t gfn)
 
 	if (!ret)
 		unmap(ctx, 0, 1, 0, SZ_4K, &done);
-	/* Nothing may be there in PVH. */
+	/* In PVH, there may be nothing at that gfn. */
 	return ret == -EPERM || (ret == -ENOENT && !pv);
 }
 
@@ -1002,7 +1002,7 @@ static void test_mmio(void)
 
 	want(mmio_refused(ctx, 0xfee00), "local APIC");
 	want(mmio_refused(ctx, 0xfec00), "I/O APIC");
-	/* Where QEMU has the one of VT-d, and the one of AMD. */
+	/* QEMU's addresses of VT-d and of AMD's IOMMU. */
 	want(mmio_refused(ctx, 0xfed90) || mmio_refused(ctx, 0xfed80), "IOMMU");
 	if (edu_bar) {
 		want_eq(map(ctx, 0x100, edu_bar >> 12, 16, RD | WR, SZ_4K, &done), 0);
@@ -1012,7 +1012,7 @@ static void test_mmio(void)
 	report("mmio");
 }
 
-/* Another domain, as toolstacks make it. */
+/* Another domain, created like by a toolstack. */
 
 struct domctl {
 	uint32_t cmd, version;
@@ -1064,7 +1064,7 @@ static long new_domain(void)
 	return ret ?: domctl_op.domid;
 }
 
-/* A grant that is read-only stays so, and a frame outlives its grant only as long as it is mapped. */
+/* A read-only grant stays read-only, and a frame outlives its grant only while mapped. */
 
 struct grant_map {
 	uint64_t host_addr;
@@ -1084,12 +1084,12 @@ struct grant_unmap {
 #define GRANT_DEVICE_MAP 1
 #define GRANT_HOST_MAP	2
 #define GRANT_READONLY	4
-/* Of the entry in the table: being read, being written to. */
+/* Flags of the entry in the table: in use for reading, for writing. */
 #define GRANT_IN_USE	0x18
 
 /*
- * Mapped for the CPU in PVH. In PV that takes page table entries, which Linux has to
- * make: mapped for devices only.
+ * Maps for the CPU in PVH. In PV that takes page table entries, which only Linux can
+ * make, so maps for devices only.
  */
 static long map_grant(unsigned int dom, unsigned int ref, uint64_t *gfn, unsigned int flags,
 		      uint32_t *handle)
@@ -1116,7 +1116,7 @@ static long unmap_grant(uint64_t gfn, uint32_t handle)
 	return ret ?: op.status;
 }
 
-/* The first frame of a domain's grant table. */
+/* Maps the first frame of a domain's grant table. */
 static void *grant_table(unsigned int dom)
 {
 	struct privcmd_mmap_resource res = { .dom = dom, .type = 1, .num = 1 };
@@ -1144,7 +1144,7 @@ static void test_grants(void)
 	domctl_op.max_kb = 1024;
 	want_eq(domctl(11, dom), 0);
 	r.domid = dom;
-	/* The domain is PV: it has machine frames. */
+	/* The domain is PV and has machine frames. */
 	want_eq(hypercall(MEMORY_OP, 6, (unsigned long)&r), 2);
 	table = grant_table(dom);
 	want(table, "%d", errno);
@@ -1166,7 +1166,7 @@ static void test_grants(void)
 	want_eq(map(ctx, 2, gfn[1], 1, RD, SZ_4K, &done), 0);
 	want_eq(unmap_grant(gfn[0], handle[0]), 0);
 	want_eq(unmap_grant(gfn[1], handle[1]), 0);
-	/* For their owner they are in use until the last I/O mapping has gone, and flushed. */
+	/* Their owner sees them in use until the last I/O mapping is removed and flushed. */
 	want_eq(table[8].flags & GRANT_IN_USE, 8);
 	want_eq(table[9].flags & GRANT_IN_USE, GRANT_IN_USE);
 	want_eq(unmap(ctx, 1, 1, 0, SZ_4K, &done), 0);
@@ -1177,7 +1177,7 @@ static void test_grants(void)
 		want_eq(map(ctx, 2, gfn[0], 1, RD, SZ_4K, &done), -ENOENT);
 		want_eq(map(ctx, 2, gfn[1], 1, RD, SZ_4K, &done), -ENOENT);
 	}
-	/* Without an I/O mapping, a grant ends at once. */
+	/* Without an I/O mapping, a grant ends immediately. */
 	want_eq(map_grant(dom, 9, &gfn[1], 0, &handle[1]), 0);
 	want_eq(table[9].flags & GRANT_IN_USE, GRANT_IN_USE);
 	want_eq(unmap_grant(gfn[1], handle[1]), 0);
@@ -1185,7 +1185,7 @@ static void test_grants(void)
 out:
 	if (table)
 		munmap((void *)table, 4096);
-	/* The domain dies, its page must not before it is unmapped. */
+	/* The domain dies, but its page must stay until it is unmapped. */
 	want_eq(domctl(2, dom), 0);
 	want_eq(unmap(ctx, 0, 1, 0, SZ_4K, &done), 0);
 	want_eq(free_ctx(ctx, 0), 0);
@@ -1209,13 +1209,13 @@ static void test_passthrough(void)
 		want_eq(map(ctx, 0, frame[0], 512, RD | WR, SZ_4K, &done), 0);
 		want_eq(move_edu(ctx), 0);
 		want_eq(assign(37, dom), 0);
-		/* It left its context, and is not ours. */
+		/* It has left its context, and is not ours. */
 		want_eq(move_edu(ctx), -ENODEV);
 		want_eq(move_edu(0), -ENODEV);
 		want_eq(free_ctx(ctx, 0), 0);
 		if (round & 1)
 			want_eq(assign(47, dom), 0);
-		/* With the device, in the other rounds. */
+		/* In the other rounds, the domain dies with the device. */
 		want_eq(domctl(2, dom), 0);
 		/* It is in quarantine now. */
 		want_eq(move_edu(0), -ENODEV);
@@ -1245,7 +1245,7 @@ struct fuzz {
 
 static unsigned long fuzz_calls = 50000;
 
-/* Frames of other domains, which come and go meanwhile; 0 for none. */
+/* Frames of other domains, which come and go; 0 for none. */
 #define NR_FOREIGN	28
 static volatile uint64_t foreign[NR_FOREIGN];
 static unsigned int nr_foreign;
@@ -1271,7 +1271,7 @@ static uint64_t wild(struct fuzz *f)
 	return pick(f, 2) ? edge[pick(f, sizeof(edge) / sizeof(*edge))] : rnd(f) << pick(f, 12);
 }
 
-/* Mostly sane values: only those get deep. */
+/* Mostly sane values, since only those get far. */
 static uint64_t a_dfn(struct fuzz *f)
 {
 	if (!pick(f, 20))
@@ -1292,7 +1292,7 @@ static uint64_t a_gfn(struct fuzz *f)
 	}
 	if (!pick(f, 20))
 		return wild(f);
-	/* In PV Linux could not use a page as page table that was mapped writable. */
+	/* In PV, Linux could not use a page as a page table while it is mapped writable. */
 	if (!pv && !pick(f, 10))
 		return pick(f, 0x100000);
 	return frame[pick(f, 2) ? pick(f, NR_LARGE) * 512 : pick(f, NR_FRAMES)];
@@ -1380,7 +1380,7 @@ static void *fuzz(void *arg)
 			regs[3] = a_gfn(f);
 			break;
 		case 27:
-			/* Xen writes to the last one: never a page of the kernel's. */
+			/* Xen writes to the last one, which must never be the kernel's. */
 			sub = ALLOC_NESTED;
 			op.nested = (struct nested){ 0, a_gfn(f), pick(f, 20) ? FMT_X86_64_4 : wild(f),
 						     frame[pick(f, NR_FRAMES)] };
@@ -1399,7 +1399,7 @@ static void *fuzz(void *arg)
 			sub = pick(f, 2) ? pick(f, 40) : wild(f);
 			for (int j = 0; j < 16; j++)
 				op.raw[j] = wild(f);
-			/* Whose device it is must not be left to chance. */
+			/* The device must not be random. */
 			if ((sub & 0x7fffffff) == REATTACH)
 				sub = NOOP;
 			op.nested.desc = frame[pick(f, NR_FRAMES)];
@@ -1559,8 +1559,8 @@ int main(int argc, char **argv)
 	if (have_edu)
 		want_eq(move_edu(0), 0);
 	/*
-	 * Destroyed domains go in their own time, and Xen's allocator of small pieces
-	 * may have taken a page or two. What matters is counted exactly: the
+	 * Destroyed domains take their time to vanish, and Xen's xmalloc() may have
+	 * taken a page or two. What matters is counted exactly: the
 	 * pool above, the domain's pages below.
 	 */
 	for (int i = 0; i < 20 && free_pages() < free_before; i++)

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A guest whose page tables Xen shadows grants one of them, and dom0 maps it for a device.
- * To make such a page writable takes the guest's paging lock, which
- * Xen must not do under dom0's P2M lock.
+ * A guest in shadow mode grants one of its page tables, and dom0 maps it for a device. Making such
+ * a page writable takes the guest's paging lock, which Xen must not do under dom0's P2M lock.
  *
- * For a PVH dom0 on a Xen with CONFIG_SHADOW_PAGING. From dom0's userspace, with no IOMMU driver. KTAP on stdout.
+ * Needs a PVH dom0 on a Xen with CONFIG_SHADOW_PAGING. Runs in dom0's userspace without an IOMMU
+ * driver. KTAP on stdout.
  */
 #define main hypercall_main
 #include "hypercall.c"
@@ -13,7 +13,7 @@
 #define PAGES	16
 #define ROOT	5	/* frame of the guest's page table */
 
-/* Xen's record of a vCPU (hvm_hw_cpu), of which little has to be said. */
+/* Xen's record of a vCPU (hvm_hw_cpu), of which few fields matter. */
 struct hvm_cpu {
 	uint8_t fpu[512];
 	uint64_t gpr[16], rip, rflags, cr0, cr2, cr3, cr4, dr[4], dr6, dr7;
@@ -44,7 +44,7 @@ static long hvm_context(unsigned int cmd, unsigned int domid, void *buffer, size
 	return hypercall(DOMCTL, (unsigned long)&op, 0);
 }
 
-/* Paging, with its root in frame ROOT. */
+/* Enables paging, with its root in frame ROOT. */
 static long set_cpu(unsigned int domid)
 {
 	static uint8_t buffer[1 << 20];
@@ -55,7 +55,7 @@ static long set_cpu(unsigned int domid)
 
 	if (ret < 0)
 		return ret;
-	/* What comes first is Xen's header. */
+	/* Xen's header comes first. */
 	at = sizeof(*desc) + desc->len;
 	memset(buffer + at, 0, sizeof(buffer) - at);
 	desc = (void *)(buffer + at);

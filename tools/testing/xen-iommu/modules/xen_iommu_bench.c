@@ -1,22 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * What mapping costs, in loops of many operations
+ * Measure the cost of mapping in loops of many operations
  *
  * Binds to QEMU's "edu" device. A line written to <debugfs>/xen_iommu_bench/run
  * runs one loop; "last" then has its nanoseconds, which are instructions on a
  * machine whose clock counts these (QEMU's -icount shift=0):
  *
- *   clock N           N times read the clock
+ *   clock N           read the clock N times
  *   noop N            N empty hypercalls
- *   single PAGES N    N times dma_map_single() of so many contiguous pages
- *   sg ENTRIES N      N times dma_map_sg() of so many scattered pages
- *   domain PAGES N    N times iommu_map() at ever other addresses
- *   context N         N times make a domain, attach the device, detach it, free it
- *   threads T N       on T CPUs at once, N times map and unmap one page
- *   unmap             take back all that the line before has mapped
+ *   single PAGES N    dma_map_single() of PAGES contiguous pages, N times
+ *   sg ENTRIES N      dma_map_sg() of ENTRIES scattered pages, N times
+ *   domain PAGES N    iommu_map() of PAGES pages, N times at different addresses
+ *   context N         allocate a domain, attach and detach the device, free it, N times
+ *   threads T N       map and unmap one page N times, on T CPUs at once
+ *   unmap             unmap everything that the previous line has mapped
  *
- * The clock is read at the beginning and at the end of a loop only: where the
- * hypervisor emulates it, a read costs more than what is to be measured.
+ * The clock is read only at the beginning and at the end of a loop: if the
+ * hypervisor emulates it, reading it costs more than what is to be measured.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -43,7 +43,7 @@
 #define MAX_ENTRIES	256
 #define MAX_THREADS	8
 
-/* Memory that is mapped with iommu_map(): nothing does DMA there. */
+/* Memory to map with iommu_map(). No DMA goes there. */
 #define DOMAIN_PHYS	SZ_256M
 #define DOMAIN_IOVA	BIT_ULL(37)
 
@@ -155,7 +155,7 @@ static void free_sg(struct bench *b)
 		sg_free_table(&b->sgt[i]);
 }
 
-/* No two neighbours of a list are neighbours in memory. */
+/* Adjacent entries of the list are not adjacent in memory. */
 static int make_sg(struct bench *b, unsigned int nr)
 {
 	struct scatterlist *sg;
@@ -173,8 +173,8 @@ static int make_sg(struct bench *b, unsigned int nr)
 }
 
 /*
- * A domain that the device is in: one that no device is in is never flushed,
- * and would cost too little.
+ * Attaches the device to the domain: a domain without devices is never flushed,
+ * and would seem too cheap.
  */
 static int open_domain(struct bench *b)
 {
@@ -402,7 +402,7 @@ static void bench_free(struct bench *b)
 	kvfree(b);
 }
 
-/* The first page of each pair: the free second one keeps neighbours apart. */
+/* Use the first page of each pair: the free second one separates them. */
 static int scatter(struct bench *b)
 {
 	for (unsigned int i = 0; i < MAX_ENTRIES; i++) {

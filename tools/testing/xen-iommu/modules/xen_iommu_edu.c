@@ -2,27 +2,27 @@
 /*
  * Test of DMA translation with the DMA engine of QEMU's "edu" device
  *
- * A return code says what an IOMMU driver believes. What a device can reach is
- * only known from DMA, so every case here looks at memory afterwards.
+ * A return code only tells what an IOMMU driver believes. Only DMA shows what a
+ * device can reach, so every case here checks memory afterwards.
  *
  * The cases run when "<suite> [count]" is written to
  * <debugfs>/xen_iommu_edu/<PCI address>/run; the KTAP is then read from
  * "results" beside it:
  *
  *   dma           DMA API, in the device's default domain
- *   large         DMA API, much at once
+ *   large         DMA API, large and many mappings
  *   iommu         IOMMU API, in paging domains of our own
- *   nested [n]    IOMMU API, with page tables in our memory: what Xen must stop, and n
- *                 rounds of nonsense in them
+ *   nested [n]    IOMMU API, with page tables in our memory: DMA that Xen must stop, and
+ *                 n rounds of garbage in the tables
  *   hammer [n]    DMA at full speed against n rounds of map, unmap, reuse
- *   cycles [n]    n times allocate, map, attach, detach, unmap, free
+ *   cycles [n]    allocate, map, attach, detach, unmap, free, n times
  *
- * A line "# blocked <read|write> <address>" names DMA that the IOMMU had to
- * refuse, so that a script can look for it in the log of faults.
+ * A line "# blocked <read|write> <address>" reports DMA that the IOMMU had to
+ * block, so that a script can look for the fault in the log.
  *
- * The device refuses a transfer of its whole 4096 byte buffer (QEMU up to 8.x
- * even exits), takes 100 ms for each, and cuts addresses off at its dma_mask
- * property: say that with the parameter dma_bits.
+ * The device refuses a transfer of its whole 4096 byte buffer (QEMU up to 8.x even
+ * exits), takes 100 ms for each, and truncates addresses to its dma_mask property, which
+ * the parameter dma_bits has to match.
  */
 
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
@@ -76,7 +76,7 @@ MODULE_PARM_DESC(dma_bits, "Address bits of the device's dma_mask property (defa
 /* The device's buffer, in the device's own address space. */
 #define EDU_BUFFER		0x40000
 
-#define XFER			2048	/* bytes that a transfer moves */
+#define XFER			2048	/* bytes per transfer */
 
 /*
  * A refused transfer faults once per byte on QEMU, and Xen takes bus mastering
@@ -101,12 +101,12 @@ struct edu {
 #define NR_PAGES	32
 #define NR_MAPS		32
 
-/* What a case has in hand; the runner takes back whatever it leaves. */
+/* State of a case; the runner cleans up what it leaves. */
 struct edu_test {
 	struct edu *edu;
 	struct device *dev;
 	struct iommu_domain *domain;	/* attached, in the suite "iommu" */
-	unsigned long iova;		/* where the case may map */
+	unsigned long iova;		/* of the area where the case may map */
 	unsigned long step;		/* to the next case's iova */
 	struct page *src;		/* holds the pattern, mapped read-only */
 	struct {
@@ -128,10 +128,10 @@ struct edu_case {
 	int (*run)(struct edu_test *t);
 };
 
-/* Where a case's source is mapped; it may use what is below by itself. */
+/* Offset of a case's source page; the case may use the addresses below. */
 #define SRC_OFFSET	SZ_64M
 
-/* From case to case, so that a logged fault has one origin. */
+/* Distance between cases, so that a logged fault has a unique origin. */
 #define CASE_STEP	SZ_256M
 
 #define note(t, fmt, ...) \
@@ -145,7 +145,7 @@ do {										\
 	}									\
 } while (0)
 
-/* As expect(), for a call that returns 0 or an error. */
+/* Like expect(), for a call that returns 0 or an error. */
 #define must(t, call)								\
 do {										\
 	int must_err = (call);							\
@@ -184,26 +184,26 @@ static int edu_wait(struct edu *edu)
 				  1000, 10 * USEC_PER_SEC);
 }
 
-/* Memory to the device's buffer. */
+/* Copies memory to the device's buffer. */
 static int edu_fetch(struct edu *edu, dma_addr_t from, u32 len)
 {
 	edu_start(edu, from, EDU_BUFFER, len, 0);
 	return edu_wait(edu);
 }
 
-/* The device's buffer to memory. */
+/* Copies the device's buffer to memory. */
 static int edu_store(struct edu *edu, dma_addr_t to, u32 len)
 {
 	edu_start(edu, EDU_BUFFER, to, len, EDU_DMA_TO_RAM);
 	return edu_wait(edu);
 }
 
-/* After blocked DMA: Xen takes bus mastering away after a series of faults. */
+/* After blocked DMA, restores bus mastering, which Xen may have turned off. */
 static void edu_after_fault(struct edu_test *t)
 {
 	u16 cmd;
 
-	/* QEMU's VT-d drops a fault while the one before it has not been handled. */
+	/* QEMU's VT-d drops faults until the previous one has been handled. */
 	msleep(100);
 	pci_read_config_word(t->edu->pdev, PCI_COMMAND, &cmd);
 	if (cmd & PCI_COMMAND_MASTER)
@@ -250,7 +250,7 @@ static struct page *test_page(struct edu_test *t)
 static void fill(struct page *page, u8 value)
 {
 	memset(page_address(page), value, PAGE_SIZE);
-	/* Visible to the device before the transfer that must not change it. */
+	/* Make it visible to the device before the transfer that must not change it. */
 	mb();
 }
 
@@ -259,7 +259,7 @@ static bool filled(struct page *page, u8 value)
 	return !memchr_inv(page_address(page), value, PAGE_SIZE);
 }
 
-/* Has the source's pattern arrived at this place? */
+/* Returns true if the source's pattern has arrived there. */
 static bool holds_pattern(struct edu_test *t, struct page *page, size_t offset, size_t len)
 {
 	return !memcmp(page_address(page) + offset, page_address(t->src), len);
@@ -268,12 +268,12 @@ static bool holds_pattern(struct edu_test *t, struct page *page, size_t offset, 
 static void new_pattern(struct edu_test *t)
 {
 	get_random_bytes(page_address(t->src), PAGE_SIZE);
-	/* Visible to the device before it fetches. */
+	/* Make it visible to the device before it fetches. */
 	mb();
 }
 
 /*
- * The bus address that would reach a page if nothing translated, or if the
+ * Returns the bus address that would reach a page without translation, or if the
  * device were still in Xen's default context.
  */
 static phys_addr_t untranslated(struct page *page)
@@ -318,7 +318,7 @@ static int test_map(struct edu_test *t, unsigned long iova, struct page *page, s
 
 #define RW (IOMMU_READ | IOMMU_WRITE)
 
-/* Unmap what is left of the case's mappings; holes return 0 and are skipped. */
+/* Unmaps what is left of the case's mappings; skips holes, which return 0. */
 static void test_unmap_all(struct edu_test *t)
 {
 	for (; t->nr_maps; t->nr_maps--) {
@@ -369,14 +369,14 @@ static void detach(struct edu_test *t, struct iommu_domain *domain)
 	iommu_group_put(group);
 }
 
-/* A new pattern in the device's buffer, through the read-only mapping. */
+/* Loads a new pattern into the device's buffer by the read-only mapping. */
 static int load_pattern(struct edu_test *t)
 {
 	new_pattern(t);
 	return edu_fetch(t->edu, t->iova + SRC_OFFSET, XFER);
 }
 
-/* DMA to a mapped iova arrives where, and only where, it should. */
+/* Checks that DMA to a mapped iova arrives at the page and nowhere else. */
 static int arrives(struct edu_test *t, unsigned long iova, struct page *page, size_t offset)
 {
 	must(t, load_pattern(t));
@@ -387,9 +387,9 @@ static int arrives(struct edu_test *t, unsigned long iova, struct page *page, si
 }
 
 /*
- * DMA to this address, which may not be served, leaves the page as it is.
- * QEMU's VT-d blocks, but reports no fault, where its IOTLB has the address
- * with other rights: no look at the log after that.
+ * Checks that DMA to this address, which must be blocked, does not change the page.
+ * QEMU's VT-d blocks, but does not report a fault, if its IOTLB has the address with
+ * other permissions: do not check the log then.
  */
 static int write_blocked_quietly(struct edu_test *t, u64 address, struct page *page)
 {
@@ -407,8 +407,8 @@ static int write_blocked(struct edu_test *t, u64 address, struct page *page)
 }
 
 /*
- * A read that may not be served brings nothing of the page into the device:
- * look at what the device holds afterwards, through a mapping that works.
+ * Checks that a read that must be blocked does not get any of the page: looks at what the
+ * device has afterwards, through a mapping that works.
  */
 static int read_blocked_quietly(struct edu_test *t, u64 address, struct page *secret,
 				unsigned long out_iova, struct page *out)
@@ -437,7 +437,7 @@ static int read_blocked(struct edu_test *t, u64 address, struct page *secret,
  * DMA API
  */
 
-/* The type of the default domain, or 0 if no IOMMU driver has the device. */
+/* Returns the type of the default domain, or 0 without an IOMMU driver. */
 static unsigned int default_type(struct edu_test *t)
 {
 	struct iommu_domain *domain = iommu_get_domain_for_dev(t->dev);
@@ -450,7 +450,7 @@ static bool is_translated(struct edu_test *t)
 	return default_type(t) & __IOMMU_DOMAIN_DMA_API;
 }
 
-/* Does a bus address of the DMA API say what it should about translation? */
+/* Checks that a bus address of the DMA API fits the expected translation. */
 static int check_bus_address(struct edu_test *t, const char *what, dma_addr_t bus,
 			     struct page *page)
 {
@@ -506,7 +506,7 @@ static int dma_coherent(struct edu_test *t)
 	return ret;
 }
 
-/* The source page to this bus address, by a streaming mapping of the source. */
+/* Sends the source page to this address, by a streaming mapping. */
 static int dma_send(struct edu_test *t, dma_addr_t to, u32 len)
 {
 	dma_addr_t from;
@@ -537,7 +537,7 @@ static int dma_streaming(struct edu_test *t)
 	return 0;
 }
 
-/* One mapping of 64 KiB is one piece on the bus, wherever its frames are. */
+/* A mapping of 64 KiB is contiguous on the bus, wherever its frames are. */
 static int dma_streaming_64k(struct edu_test *t)
 {
 	const size_t offsets[] = { 0, 3 * PAGE_SIZE - XFER / 2, SZ_64K - XFER };
@@ -571,7 +571,7 @@ static int dma_sg(struct edu_test *t)
 		pages[i] = test_page(t);
 		expect(t, pages[i], "no memory");
 	}
-	/* Backwards, so that no two of them are neighbours. */
+	/* In reverse order, so that no two entries are contiguous. */
 	for_each_sg(sgl, sg, ARRAY_SIZE(sgl), i)
 		sg_set_page(sg, pages[ARRAY_SIZE(sgl) - 1 - i], PAGE_SIZE, 0);
 
@@ -613,7 +613,7 @@ static int dma_unmapped_is_blocked(struct edu_test *t)
 	expect(t, dst, "no memory");
 	to = dma_map_page(t->dev, dst, 0, PAGE_SIZE, DMA_FROM_DEVICE);
 	expect(t, !dma_mapping_error(t->dev, to), "not mapped");
-	/* So that the IOTLB knows the address. */
+	/* Bring the translation into the IOTLB. */
 	ret = dma_send(t, to, XFER);
 	dma_unmap_page(t->dev, to, PAGE_SIZE, DMA_FROM_DEVICE);
 	must(t, ret);
@@ -621,7 +621,7 @@ static int dma_unmapped_is_blocked(struct edu_test *t)
 	return write_blocked(t, to, dst);
 }
 
-/* The proof that it is not identity: where identity would lead is closed. */
+/* Not identity: the physical address must be blocked. */
 static int dma_physical_is_blocked(struct edu_test *t)
 {
 	struct page *page = test_page(t);
@@ -667,10 +667,10 @@ static const struct edu_case dma_cases[] = {
 };
 
 /*
- * The DMA API, much at once
+ * The DMA API, large and many mappings
  */
 
-/* Data arrives at the end of a buffer, and is there before it is unmapped, too. */
+/* Data arrives at the end of a buffer, and is visible before the unmap. */
 static int large_single(struct edu_test *t)
 {
 	if (!is_translated(t))
@@ -769,7 +769,7 @@ static int large_coherent(struct edu_test *t)
 	return 0;
 }
 
-/* A device with few address bits: as many mappings as it has addresses, and again. */
+/* A device with few address bits uses up its addresses, twice. */
 #define NARROW_BITS	24
 #define NARROW_MAX	(1U << (NARROW_BITS - PAGE_SHIFT))
 
@@ -788,7 +788,7 @@ static int narrow_round(struct edu_test *t, dma_addr_t *bus, struct page *dst)
 			cond_resched();
 	}
 	fill(dst, CANARY);
-	/* Nothing is left to map the source with: the device has it already. */
+	/* No address is left for the source, but the device has its data already. */
 	ret = nr ? edu_store(t->edu, bus[nr - 1], XFER) : -ENOSPC;
 	for (int i = 0; i < nr; i++)
 		dma_unmap_page(t->dev, bus[i], PAGE_SIZE, DMA_FROM_DEVICE);
@@ -822,7 +822,7 @@ static int large_narrow(struct edu_test *t)
 	ret = ret ?: dma_set_mask(t->dev, DMA_BIT_MASK(NARROW_BITS));
 	for (int i = 0; i < 2 && !ret; i++) {
 		ret = narrow_round(t, bus, dst);
-		/* A flush queue gives addresses back later. */
+		/* A flush queue frees addresses later. */
 		msleep(100);
 	}
 	dma_set_mask(t->dev, mask);
@@ -893,12 +893,12 @@ static int iommu_read_only(struct edu_test *t)
 	expect(t, page, "no memory");
 	must(t, test_map(t, t->iova, page, PAGE_SIZE, IOMMU_READ));
 	must(t, write_blocked(t, t->iova, page));
-	/* Once more, when a read has brought the translation into the IOTLB. */
+	/* Again, after a read has brought the translation into the IOTLB. */
 	must(t, edu_fetch(t->edu, t->iova, XFER));
 	return write_blocked_quietly(t, t->iova, page);
 }
 
-/* The page table of a domain, if that is in our memory; NULL otherwise. */
+/* Returns the page table of a nested domain, or NULL. */
 static u64 *nested_root(struct iommu_domain *domain)
 {
 #ifdef HAVE_PT
@@ -968,7 +968,7 @@ static int iommu_map_over(struct edu_test *t)
 	must(t, test_map(t, t->iova, a, PAGE_SIZE, RW));
 	err = iommu_map(t->domain, t->iova, page_to_phys(b), PAGE_SIZE, RW, GFP_KERNEL);
 	expect(t, err < 0, "mapped over a mapping: %d", err);
-	/* A run whose second page is taken leaves nothing of itself behind. */
+	/* A run whose second page is already mapped leaves nothing behind. */
 	err = iommu_map(t->domain, t->iova - PAGE_SIZE, page_to_phys(b), 2 * PAGE_SIZE, RW,
 			GFP_KERNEL);
 	expect(t, err < 0, "mapped over a mapping: %d", err);
@@ -1009,7 +1009,7 @@ static int iommu_scattered(struct edu_test *t)
 	for (i = 0; i < nr; i++)
 		expect(t, iommu_iova_to_phys(t->domain, t->iova + i * PAGE_SIZE) ==
 		       page_to_phys(pages[i]), "phys of page %d", i);
-	/* Each transfer is half in one page, half in the next. */
+	/* Each transfer is half in one page and half in the next. */
 	for (i = 0; i < nr - 1; i++) {
 		must(t, load_pattern(t));
 		must(t, edu_store(t->edu, t->iova + (i + 1) * PAGE_SIZE - XFER / 2, XFER));
@@ -1024,7 +1024,7 @@ static int iommu_scattered(struct edu_test *t)
 	return write_blocked(t, t->iova + (nr - 1) * PAGE_SIZE, pages[nr - 1]);
 }
 
-/* A page taken out of a run closes that page, not its neighbours. */
+/* Unmapping a page of a run blocks that page, but not its neighbours. */
 static int iommu_hole_in_run(struct edu_test *t)
 {
 	struct page *run = test_pages(t, 4);
@@ -1032,7 +1032,7 @@ static int iommu_hole_in_run(struct edu_test *t)
 	size_t size;
 
 	expect(t, run, "no memory");
-	/* Page by page: whether a larger entry may be split is not the test. */
+	/* Page by page: this is no test of splitting large entries. */
 	for (int i = 0; i < 16; i++)
 		must(t, test_map(t, t->iova + i * PAGE_SIZE, run + i, PAGE_SIZE, RW));
 	must(t, arrives(t, hole, run + 5, 0));
@@ -1082,7 +1082,7 @@ static int iommu_run_2m(struct edu_test *t)
 	return run_of(t, run, t->iova + SZ_2M, SZ_2M);
 }
 
-/* The same, where neither end is on a boundary of 2 MiB. */
+/* The same, with neither end on a 2 MiB boundary. */
 static int iommu_run_2m_unaligned(struct edu_test *t)
 {
 	struct page *run = test_pages(t, get_order(SZ_2M));
@@ -1093,8 +1093,8 @@ static int iommu_run_2m_unaligned(struct edu_test *t)
 }
 
 /*
- * Map 1 GiB of memory that has pages of ours, and return these. The balloon may
- * have taken memory away elsewhere.
+ * Maps 1 GiB of memory that contains pages of ours, and returns these. Ballooning may
+ * have removed memory elsewhere.
  */
 static struct page *map_gigabyte(struct edu_test *t, unsigned long iova)
 {
@@ -1130,7 +1130,7 @@ static struct page *map_gigabyte(struct edu_test *t, unsigned long iova)
 
 static int iommu_run_1g(struct edu_test *t)
 {
-	/* Beyond what other cases use. */
+	/* Beyond the addresses of other cases. */
 	const unsigned long iova = 1UL << 36;
 	struct page *pages;
 	unsigned long at;
@@ -1149,7 +1149,7 @@ static int iommu_run_1g(struct edu_test *t)
 	expect(t, iommu_iova_to_phys(t->domain, at) == page_to_phys(pages), "phys");
 	must(t, arrives(t, at, pages, 0));
 	must(t, arrives(t, at + PAGE_SIZE, pages + 1, 0));
-	/* A part of it goes, the remainder stays. */
+	/* Unmap a part; the remainder stays. */
 	expect(t, iommu_unmap(t->domain, at, PAGE_SIZE) == PAGE_SIZE, "unmap");
 	must(t, write_blocked(t, at, pages));
 	must(t, arrives(t, at + PAGE_SIZE, pages + 1, 0));
@@ -1217,7 +1217,7 @@ static int iommu_two_domains(struct edu_test *t)
 out_free:
 	test_unmap_all(t);
 	iommu_domain_free(other);
-	/* The runner expects the source where it put it. */
+	/* The runner expects the source at its old place. */
 	return ret ?: test_map(t, t->iova + SRC_OFFSET, t->src, PAGE_SIZE, IOMMU_READ);
 }
 
@@ -1230,7 +1230,7 @@ static int iommu_detached(struct edu_test *t)
 	must(t, test_map(t, t->iova, page, PAGE_SIZE, RW));
 	must(t, arrives(t, t->iova, page, 0));
 	detach(t, t->domain);
-	/* Claimed, and in no domain: everything is blocked. */
+	/* Claimed, and without a domain: everything is blocked. */
 	ret = write_blocked(t, t->iova, page);
 	if (!ret && device_reaches(untranslated(page)))
 		ret = write_blocked(t, untranslated(page), page);
@@ -1238,7 +1238,7 @@ static int iommu_detached(struct edu_test *t)
 	return ret ?: arrives(t, t->iova, page, 0);
 }
 
-/* What a freed domain had mapped is gone, also for who gets its place. */
+/* Mappings of a freed domain are gone, also for the next user of its context. */
 static int iommu_free_mapped(struct edu_test *t)
 {
 	struct page *page = test_page(t);
@@ -1299,7 +1299,7 @@ static int iommu_aperture(struct edu_test *t)
 	return arrives(t, last, page, 0);
 }
 
-/* What firmware has reserved, for whichever device, is there without being mapped. */
+/* Regions that firmware has reserved, for any device, are mapped by default. */
 static int iommu_reserved(struct edu_test *t)
 {
 	struct page *out = test_page(t);
@@ -1329,7 +1329,7 @@ static int iommu_reserved(struct edu_test *t)
 	same = memchr_inv(memory, 0, XFER) && !memcmp(page_address(out), memory, XFER);
 	memunmap(memory);
 	expect(t, same, "the device has read something else");
-	/* And there it stays. */
+	/* They cannot be changed. */
 	expect(t, iommu_map(t->domain, start, page_to_phys(out), PAGE_SIZE, RW, GFP_KERNEL),
 	       "mapped over it");
 	expect(t, !iommu_unmap(t->domain, start, PAGE_SIZE), "unmapped it");
@@ -1405,11 +1405,11 @@ static int hammer_thread(void *data)
 			WRITE_ONCE(hammer->error, ret);
 			break;
 		}
-		/* Blocked transfers are what is wanted here: no note on each. */
+		/* Blocked transfers are expected here, so do not report them. */
 		pci_read_config_word(t->edu->pdev, PCI_COMMAND, &cmd);
 		if (!(cmd & PCI_COMMAND_MASTER))
 			pci_write_config_word(t->edu->pdev, PCI_COMMAND, cmd | PCI_COMMAND_MASTER);
-		/* Pairs with wait_transfers(): the transfer is over before it counts. */
+		/* Pairs with wait_transfers(): the transfer ends before it is counted. */
 		smp_store_release(&hammer->done, hammer->done + 1);
 	}
 	while (!kthread_should_stop())
@@ -1417,7 +1417,7 @@ static int hammer_thread(void *data)
 	return 0;
 }
 
-/* Wait until a transfer has both begun and ended after now. */
+/* Waits until a transfer has both begun and ended. */
 static int wait_transfers(struct hammer *hammer)
 {
 	unsigned long from = READ_ONCE(hammer->done);
@@ -1425,7 +1425,7 @@ static int wait_transfers(struct hammer *hammer)
 	for (int ms = 0; ms < 20000; ms += 5) {
 		if (READ_ONCE(hammer->error))
 			return hammer->error;
-		/* Pairs with hammer_thread(): look at the page only afterwards. */
+		/* Pairs with hammer_thread(): check the page only afterwards. */
 		if (smp_load_acquire(&hammer->done) - from >= 2)
 			return 0;
 		usleep_range(5000, 6000);
@@ -1447,11 +1447,11 @@ static int hammer_rounds(struct edu_test *t, struct hammer *hammer)
 		fill(page, CANARY);
 		ret = iommu_map(t->domain, t->iova, page_to_phys(page), PAGE_SIZE, RW, GFP_KERNEL);
 		if (!ret) {
-			/* A transfer takes 100 ms: unmap at any point of one. */
+			/* A transfer takes 100 ms: unmap at any point of it. */
 			usleep_range(1000, 1000 + get_random_u32_below(200 * USEC_PER_MSEC));
 			size = iommu_unmap(t->domain, t->iova, PAGE_SIZE);
 			hits += !filled(page, CANARY);
-			/* From here the page belongs to another. */
+			/* From now on, the page belongs to somebody else. */
 			fill(page, (u8)i);
 			ret = wait_transfers(hammer);
 		}
@@ -1524,7 +1524,7 @@ static int domain_cycles(struct edu_test *t)
 	int ret = 0;
 
 	expect(t, run, "no memory");
-	/* The domain of the runner would only be in the way. */
+	/* The runner's domain is not needed. */
 	test_unmap_all(t);
 	detach(t, t->domain);
 	for (i = 0; !ret && i < t->count; i++)
@@ -1539,14 +1539,14 @@ static const struct edu_case cycle_cases[] = {
 };
 
 /*
- * Nested translation: the page table is ours, and may say anything
+ * Nested translation: the page table is ours, and may contain anything
  */
 
 #define NESTED_LEVELS	4
 #define NESTED_ADDR	GENMASK_ULL(51, 12)
-#define NESTED_PRESENT	(BIT(0) | BIT(1) | BIT(2))	/* for writes, by a device, too */
+#define NESTED_PRESENT	(BIT(0) | BIT(1) | BIT(2))	/* writeable, by devices */
 
-/* The entry for an address, of a table of this level. */
+/* Returns the entry for an address in the table of this level. */
 static u64 *nested_entry(struct edu_test *t, unsigned long iova, unsigned int level)
 {
 	u64 *table = nested_root(t->domain);
@@ -1560,7 +1560,7 @@ static u64 *nested_entry(struct edu_test *t, unsigned long iova, unsigned int le
 	}
 }
 
-/* Make an entry say something else, flushed; returns what it said. */
+/* Changes an entry and flushes; returns the old value. */
 static u64 nested_write(struct edu_test *t, unsigned long iova, unsigned int level, u64 value)
 {
 	u64 old = xchg(nested_entry(t, iova, level), value);
@@ -1569,7 +1569,7 @@ static u64 nested_write(struct edu_test *t, unsigned long iova, unsigned int lev
 	return old;
 }
 
-/* Frames that exist in the machine, but not in our P2M: Xen's, and an IOMMU's. */
+/* Frames that exist, but are not in our P2M: Xen's, and an IOMMU's. */
 static const u64 nested_foreign[] = {
 	0x7000000, 0x60000000, 0x7f000000, 0xfed80000, 0x800000000, 0x100000000000
 };
@@ -1579,7 +1579,7 @@ static bool in_p2m(u64 addr)
 	return page_is_ram(PHYS_PFN(addr));
 }
 
-/* DMA to an address whose translation leads to gpa, which Xen has to stop. */
+/* Checks that Xen stops DMA to an address whose translation leads to gpa. */
 static int nested_blocked(struct edu_test *t, u64 gpa)
 {
 	note(t, "blocked write %#llx", gpa);
@@ -1627,7 +1627,7 @@ static int nested_table_outside(struct edu_test *t)
 
 		must(t, arrives(t, t->iova, page, 0));
 		old = nested_write(t, t->iova, level, gpa | NESTED_PRESENT);
-		/* The fault is that of the entry, which cannot be read. */
+		/* The fault is for the entry, which cannot be read. */
 		gpa += ((t->iova >> (3 + 9 * (level - 1))) & 511) << 3;
 		ret = nested_blocked(t, gpa);
 		nested_write(t, t->iova, level, old);
@@ -1636,7 +1636,7 @@ static int nested_table_outside(struct edu_test *t)
 	return arrives(t, t->iova, page, 0);
 }
 
-/* What has left our P2M is out of the device's reach although the table has it. */
+/* A device cannot reach a page that has left our P2M, even if the table maps it. */
 static int nested_ballooned(struct edu_test *t)
 {
 #ifdef CONFIG_XEN
@@ -1647,14 +1647,14 @@ static int nested_ballooned(struct edu_test *t)
 	expect(t, page, "no memory");
 	gfn = page_to_pfn(page);
 	must(t, test_map(t, t->iova, page, PAGE_SIZE, RW));
-	/* The IOMMU has both translations in its cache now. */
+	/* The IOMMU has now cached both translations. */
 	must(t, arrives(t, t->iova, page, 0));
 	nr = xenmem_reservation_decrease(1, &gfn);
 	expect(t, nr == 1, "Xen takes %d pages", nr);
 	ret = nested_blocked(t, page_to_phys(page));
 	gfn = page_to_pfn(page);
 	nr = xenmem_reservation_increase(1, &gfn);
-	/* Without a frame the page is lost. */
+	/* Without a frame, the page is lost. */
 	if (nr != 1)
 		t->nr_pages--;
 	expect(t, nr == 1, "Xen gives %d pages", nr);
@@ -1665,7 +1665,7 @@ static int nested_ballooned(struct edu_test *t)
 #endif
 }
 
-/* Nonsense for an entry, which leads to no memory of ours but that page. */
+/* Returns garbage for an entry, which leads to no memory of ours but that page. */
 static u64 nested_nonsense(struct page *page)
 {
 	u64 value = get_random_u64();
@@ -1684,8 +1684,8 @@ static u64 nested_nonsense(struct page *page)
 }
 
 /*
- * Nonsense in live tables, with and without a flush. What the device has written
- * anywhere, it could read there again.
+ * Garbage in live tables, with and without a flush. The device could read back
+ * whatever it has written anywhere.
  */
 static int nested_scribble(struct edu_test *t)
 {
@@ -1700,7 +1700,7 @@ static int nested_scribble(struct edu_test *t)
 		u64 value = nested_nonsense(other), old;
 		bool hit, back;
 
-		/* The IOMMU has the translation in its cache now. */
+		/* The IOMMU has now cached the translation. */
 		must(t, arrives(t, t->iova, page, 0));
 		fill(page, CANARY);
 		fill(other, 0);
@@ -1726,7 +1726,7 @@ static int nested_scribble(struct edu_test *t)
 	return arrives(t, t->iova, page, 0);
 }
 
-/* The same while the device walks. The page beside has to stay as it is. */
+/* The same while the device does DMA. The page beside it must not change. */
 static int nested_scribble_live(struct edu_test *t)
 {
 	struct page *page = test_page(t), *other = test_page(t), *beside = test_page(t);
@@ -1828,7 +1828,7 @@ static int map_source(struct edu_test *t)
 	return test_map(t, t->iova + SRC_OFFSET, t->src, PAGE_SIZE, IOMMU_READ);
 }
 
-/* Claimed, and in no domain yet. */
+/* Claimed, and not in a domain yet. */
 static int claimed_is_blocked(struct edu_test *t)
 {
 	struct page *page = test_page(t);
@@ -1844,7 +1844,7 @@ static const struct edu_case claim_cases[] = {
 	{ }
 };
 
-/* Whatever the device asks for, the page stays out of its reach; the log shows that it asked. */
+/* The device cannot reach the page by any address; the log shows its attempts. */
 static int default_is_blocked(struct edu_test *t)
 {
 	struct page *page = test_page(t);
@@ -1869,7 +1869,7 @@ static const struct edu_case release_cases[] = {
 	{ }
 };
 
-/* Well above all memory if the device can say such an address. */
+/* Chooses addresses well above all memory, if the device has enough bits. */
 static void choose_iova(struct edu_test *t)
 {
 	u64 limit = min_t(u64, DMA_BIT_MASK(dma_bits), t->domain->geometry.aperture_end);
@@ -1942,7 +1942,7 @@ static const struct edu_suite {
 	{ "cycles", run_iommu, cycle_cases, 10000 },
 };
 
-/* A failed case is a line of the results; an error here is a suite that could not run. */
+/* Failed cases are lines of the results; errors here are suites that cannot run. */
 static ssize_t run_write(struct file *file, const char __user *ubuf, size_t len, loff_t *pos)
 {
 	struct edu *edu = file->private_data;
@@ -2067,7 +2067,7 @@ static struct pci_driver edu_driver = {
 	.id_table = edu_ids,
 	.probe = edu_probe,
 	.remove = edu_remove,
-	/* The cases claim the device and leave it by themselves. */
+	/* The cases claim and release the device themselves. */
 	.driver_managed_dma = true,
 };
 

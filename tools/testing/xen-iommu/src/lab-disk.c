@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * lab-disk: read and write a disk past the page cache, so that every byte that
- * is looked at has come by DMA.
+ * lab-disk: read and write a disk bypassing the page cache, so that every byte
+ * has been transferred by DMA.
  *
  *   lab-disk sum DISK             SHA-256 and size of the whole disk
  *   lab-disk write DISK OFFSET N  write N random bytes, read them back, compare,
- *                                 put the old bytes back, and compare again
+ *                                 restore the old bytes, and compare again
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,7 +32,7 @@ static unsigned char *buffer(size_t size)
 
 	if (!data)
 		fatal("memory");
-	/* Stale bytes must not pass for data that never arrived. */
+	/* Stale bytes must not be mistaken for data that has arrived. */
 	memset(data, 0xa5, size);
 	return data;
 }

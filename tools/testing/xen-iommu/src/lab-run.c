@@ -1,18 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * lab-run: run a command, pass its output on, and report its verdict.
+ * lab-run: run a command, pass on its output, and report its verdict.
  *
  *   lab-run [-k] COMMAND [ARGUMENT...]
  *
  * Everything that the command prints goes to stdout. KTAP lines also go to the
  * second serial port (or the file in $LAB_VERDICT), which does not depend on
  * the DMA or the hypervisor console under test. The last line there is
- * "LAB-EXIT <code>", written out to the last bit before lab-run ends, since the
- * machine is powered off next.
+ * "LAB-EXIT <code>", completely written before lab-run ends, since the machine
+ * is powered off next.
  *
  * The code is the command's own exit status (128 + the signal that killed it).
- * With -k a status of 0 counts only if the KTAP agrees: a plan, as many results
- * as planned, none of them "not ok", at every level.
+ * With -k, a status of 0 counts only if the KTAP agrees: a plan, as many
+ * results as planned, none of them "not ok", at every level.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -34,7 +34,7 @@
 static int verdict = -1;
 static bool lost;
 
-/* Open plan of each nesting level, while its results come in. */
+/* The open plan of each nesting level, while its results come in. */
 static struct plan {
 	bool planned;
 	long expected;
@@ -60,8 +60,8 @@ static void write_all(int fd, const char *data, size_t len, bool *failed)
 }
 
 /*
- * Have the driver of a serial port do without interrupts, whose remapping is under test, too.
- * (The amd-iommu of QEMU 10.0 loses those of the I/O APIC.)
+ * Makes the driver of a serial port work without interrupts, as their remapping is also
+ * under test. (The amd-iommu of QEMU 10.0 loses those of the I/O APIC.)
  */
 static int poll_port(const char *path)
 {
@@ -74,7 +74,7 @@ static int poll_port(const char *path)
 		serial.irq = 0;
 		ret = ioctl(fd, TIOCSSERIAL, &serial);
 	}
-	/* Linux lets write to it when it is opened anew. */
+	/* Linux allows writing to it once it is opened again. */
 	close(fd);
 	return ret;
 }
@@ -86,7 +86,7 @@ static int open_verdict(const char *path)
 
 	if (poll_port(path))
 		return -1;
-	/* O_NONBLOCK: do not wait for a carrier that nobody raises. */
+	/* O_NONBLOCK: do not wait for a carrier that never comes. */
 	fd = open(path, O_WRONLY | O_NOCTTY | O_NONBLOCK | O_APPEND);
 	if (fd < 0)
 		return -1;
@@ -97,7 +97,7 @@ static int open_verdict(const char *path)
 		if (tcsetattr(fd, TCSANOW, &tio))
 			return -1;
 	} else if (errno == EIO) {
-		/* The driver knows a port there, the machine has none. */
+		/* The driver knows the port, but the machine does not have it. */
 		return -1;
 	}
 	if (fcntl(fd, F_SETFL, O_APPEND))
@@ -122,7 +122,7 @@ static void close_level(int level, const char *line)
 	memset(plan, 0, sizeof(*plan));
 }
 
-/* True for a line of KTAP; keeps the books for -k. */
+/* Returns true for a line of KTAP, and keeps track of it for -k. */
 static bool ktap_line(const char *line)
 {
 	int indent = strspn(line, " "), level = indent / 4;
@@ -164,7 +164,7 @@ static void take_line(char *line, size_t len)
 		write_all(verdict, line, len, &lost);
 	}
 	line[len - 1] = '\n';
-	/* A lost console line is no reason to fail. */
+	/* Losing a console line is not a failure. */
 	write_all(STDOUT_FILENO, line, len, &(bool){ false });
 }
 
@@ -196,7 +196,7 @@ static int run_command(char **argv)
 	if (fcntl(pipefd[0], F_SETFL, O_NONBLOCK))
 		return 127;
 
-	/* The pipe may stay open in a child left behind: end with the command. */
+	/* A child left behind may keep the pipe open, so end with the command. */
 	for (;;) {
 		struct pollfd pfd = { .fd = pipefd[0], .events = POLLIN };
 		char *newline;
@@ -269,7 +269,7 @@ int main(int argc, char **argv)
 	snprintf(line, sizeof(line), "LAB-EXIT %d\n", code);
 	write_all(verdict, line, strlen(line), &lost);
 	write_all(STDOUT_FILENO, line, strlen(line), &(bool){ false });
-	/* A file (LAB_VERDICT) has nothing to drain. */
+	/* A file (LAB_VERDICT) need not be drained. */
 	if (lost || (tcdrain(verdict) && errno != ENOTTY)) {
 		perror("lab-run: verdict channel");
 		return 2;

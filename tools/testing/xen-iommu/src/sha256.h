@@ -84,7 +84,7 @@ static inline void sha256_update(struct sha256 *sha, const unsigned char *data, 
 	sha->bytes += len;
 }
 
-/* The sum as text: 64 digits and the end of the string. */
+/* Writes the sum as text: 64 digits and the terminating zero. */
 static inline void sha256_final(struct sha256 *sha, char *text)
 {
 	unsigned char tail[64] = { 0x80 };

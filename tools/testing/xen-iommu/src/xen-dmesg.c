@@ -2,12 +2,12 @@
 /*
  * xen-dmesg: print Xen's console from dom0.
  *
- *   xen-dmesg        what is in the ring
- *   xen-dmesg -e     the index of its end
- *   xen-dmesg INDEX  what came after that index
- *   xen-dmesg -k KEYS  press debug keys; what they print comes after the present end
+ *   xen-dmesg        print what is in the ring
+ *   xen-dmesg -e     print the index of its end
+ *   xen-dmesg INDEX  print what came after that index
+ *   xen-dmesg -k KEYS  press debug keys; their output comes after the current end
  *
- * A stand-in for "xl dmesg" that needs none of Xen's libraries.
+ * A replacement for "xl dmesg" that needs none of Xen's libraries.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -32,7 +32,7 @@ struct privcmd_hypercall {
 #define SYSCTL_READCONSOLE 1
 #define SYSCTL_DEBUG_KEYS 7
 
-/* The head of Xen's struct xen_sysctl, for these operations. */
+/* The beginning of Xen's struct xen_sysctl, for these operations. */
 struct sysctl {
 	__u32 cmd;
 	__u32 interface_version;
@@ -53,14 +53,14 @@ struct sysctl {
 	} u;
 };
 
-/* Versions in which these are laid out like this; 4.20 has the first. */
+/* Interface versions with this layout; 4.20 has the first. */
 static const __u32 versions[] = { 0x15, 0x16, 0x17, 0x14, 0x13 };
 
 #define PIECE 65536U
 
 static int privcmd;
 
-/* Xen reads and writes *op itself: it must be in memory that stays where it is. */
+/* Xen reads and writes *op itself, so it must be in memory that does not move. */
 static int sysctl(struct sysctl *op, const struct sysctl *request, const char *name)
 {
 	struct privcmd_hypercall call = {
@@ -73,7 +73,7 @@ static int sysctl(struct sysctl *op, const struct sysctl *request, const char *n
 		op->interface_version = versions[i];
 		if (ioctl(privcmd, IOCTL_PRIVCMD_HYPERCALL, &call) >= 0)
 			return 0;
-		/* Xen's answer to a version that it does not know. */
+		/* Xen returns this for an unknown version. */
 		if (errno != EACCES)
 			break;
 	}
@@ -134,7 +134,7 @@ int main(int argc, char **argv)
 		perror("xen-dmesg: /dev/xen/privcmd");
 		return 1;
 	}
-	/* Xen writes there itself: the pages must stay where they are. */
+	/* Xen writes there itself, so the pages must not move. */
 	mem = mmap(NULL, 4096 + PIECE, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED | MAP_POPULATE, -1, 0);
 	if (mem == MAP_FAILED) {

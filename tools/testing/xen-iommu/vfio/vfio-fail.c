@@ -1,16 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * vfio-fail: each allocation of the kernel fails in turn, as a test of VFIO.
+ * vfio-fail: test VFIO with each of the kernel's allocations failing in turn.
  *
  *   vfio-fail iommufd|container DEVICE
  *
- * DEVICE is a PCI address, bound to vfio-pci. A request is made again and again, and the
- * first, then the second, and so on of its allocations fails, until it does fewer of
- * them. It must say that it has failed, or do without; what it has pinned, locked and
- * mapped must be given back, by the kernel's count and since the same is mapped again.
- * Prints KTAP; the exit status is 0 if all is well. The kernel must have
- * CONFIG_FAILSLAB, and somebody must have told it to fail GFP_KERNEL, too
- * (ignore-gfp-wait).
+ * DEVICE is a PCI address, bound to vfio-pci. Each request is repeated: the first time
+ * its first allocation fails, then the second, and so on, until it makes fewer
+ * allocations. It must report the failure, or do without. What it has pinned, locked and
+ * mapped must be released, by the kernel's count, and the same can be mapped again.
+ * Prints KTAP; the exit status is 0 if all cases pass. The kernel must have
+ * CONFIG_FAILSLAB, configured to fail GFP_KERNEL, too (ignore-gfp-wait).
  */
 #define _GNU_SOURCE
 #include <stdlib.h>
@@ -18,7 +17,7 @@
 
 #include "vfio.h"
 
-/* More pages than VFIO and iommufd take at once. */
+/* More pages than VFIO and iommufd handle at once. */
 #define PAGES	1300UL
 #define SIZE	(PAGES * PAGE)
 #define IOVA	0x100000000ULL
@@ -27,10 +26,10 @@
 static const char *device;
 static bool legacy;
 
-/* Open from the beginning, since opening it could be what fails. */
+/* Opened at the start, since opening it could fail otherwise. */
 static int nth_file;
 
-/* The nth allocation from now on fails; 0: none. */
+/* Makes the nth allocation from now on fail; 0: none. */
 static int fail_nth(unsigned int n)
 {
 	char text[16];
@@ -39,7 +38,7 @@ static int fail_nth(unsigned int n)
 	return pwrite(nth_file, text, len, 0) == len ? 0 : -1;
 }
 
-/* How many more to go until one fails: 0 if one has. */
+/* Returns how many allocations remain until the failing one; 0 if one has failed. */
 static int still_to_go(void)
 {
 	char text[16] = "";
@@ -47,7 +46,7 @@ static int still_to_go(void)
 	return pread(nth_file, text, sizeof(text) - 1, 0) > 0 ? atoi(text) : -1;
 }
 
-/* Pages in the order that is the reverse of that in their file: many pieces of memory. */
+/* Maps the pages of a file in reverse order, which makes many pieces of memory. */
 static void *scattered(void)
 {
 	int fd = memfd_create("scattered", MFD_CLOEXEC);
@@ -69,7 +68,7 @@ static void *scattered(void)
 	return mem;
 }
 
-/* Each of the first ones, then fewer and fewer: there are some for each page, and all alike. */
+/* Each of the first ones, then ever fewer: each page has some, which are all alike. */
 static unsigned int next(unsigned int n)
 {
 	return n + 1 + n / 32;
@@ -95,7 +94,7 @@ static int map_fails(void)
 		expect(!fail_nth(0), "fail-nth: %s", strerror(errno));
 		expect(to_go >= 0, "fail-nth: %s", strerror(errno));
 		if (err) {
-			/* iommufd has points of its own that fail, with errors of their own. */
+			/* iommufd also has failure points of its own, with other errors. */
 			expect(!to_go && (err == -ENOMEM || !legacy), "%u: %s", n, strerror(-err));
 			failed++;
 		} else {
@@ -114,7 +113,7 @@ static int map_fails(void)
 	return 0;
 }
 
-/* It may not fail: nobody could do anything about it. */
+/* Unmapping must not fail, since nobody could handle that. */
 static int unmap_does_without(void)
 {
 	void *mem = scattered();
@@ -136,7 +135,7 @@ static int unmap_does_without(void)
 		to_go = still_to_go();
 		expect(!fail_nth(0), "fail-nth: %s", strerror(errno));
 		expect(to_go >= 0, "fail-nth: %s", strerror(errno));
-		/* One of these points is before anything is done. */
+		/* One of these points comes before anything is done. */
 		if (!to_go && !legacy && size == -ENOENT)
 			size = unmap(&vfio, IOVA, SIZE);
 		expect(size == (__s64)SIZE, "%u: unmapped %lld", n, size);
@@ -151,7 +150,7 @@ static int unmap_does_without(void)
 	return 0;
 }
 
-/* Nothing is opened with failures: much of that is done by others, such as ACPI. */
+/* Open without failures: much of that is other code, such as ACPI. */
 static int attach(struct vfio *vfio)
 {
 	struct vfio_device_attach_iommufd_pt attach = {

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * vfio-hold: keep a device, with memory mapped for it, as a test of VFIO.
+ * vfio-hold: keep a device open, with memory mapped for it, as a test of VFIO.
  *
  *   vfio-hold iommufd|container DEVICE
  *
- * DEVICE is a PCI address, bound to vfio-pci. Says "holding", and holds it until it is
- * killed. It gives the same token with every device, so that a virtual function can be
- * held whose physical function has been held by it, too.
+ * DEVICE is a PCI address, bound to vfio-pci. Prints "holding", and keeps it until it is
+ * killed. It uses the same token for every device, so that a virtual function can be held
+ * if another vfio-hold has the physical function.
  */
 #define _GNU_SOURCE
 #include <sys/mman.h>

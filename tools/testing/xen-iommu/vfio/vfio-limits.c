@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * vfio-limits: a program that asks for more than there is, as a test of VFIO.
+ * vfio-limits: exceed limits, as a test of VFIO.
  *
  *   vfio-limits DEVICE [iommufd|container]
  *
  * DEVICE is a PCI address, bound to vfio-pci. Each case runs into one limit: locked
- * memory, contexts, the pool of page tables. It must be told so by an error, and what
- * it gives back must be there for it again. Prints KTAP; the exit status is 0 if all is
- * well. With the name of an interface it does one thing in steps instead: the pool runs out
- * in the middle of a mapping, and before and after it waits for a line, so that somebody
- * can count. The kernel should have been started with few contexts and a small pool
- * (xen_iommu.contexts, xen_iommu.pool_order), or the cases give up before the limit.
+ * memory, contexts, the pool of page tables. It must get an error, and must be able to
+ * use again what it has released. Prints KTAP; the exit status is 0 if all cases pass.
+ * With the name of an interface, it does one thing in steps instead: the pool runs out in
+ * the middle of a mapping. Before and after that it waits for a line of input, so that a
+ * script can count. The kernel should have been started with few contexts and a small
+ * pool (xen_iommu.contexts, xen_iommu.pool_order), or the cases give up before the limit.
  */
 #define _GNU_SOURCE
 #include <linux/capability.h>
@@ -32,7 +32,7 @@ static void *pages(size_t size)
 	return mem == MAP_FAILED ? NULL : mem;
 }
 
-/* Without it, root may lock as much as it likes. */
+/* With CAP_IPC_LOCK, root may lock any amount of memory. */
 static int drop_ipc_lock(void)
 {
 	struct __user_cap_header_struct head = { .version = _LINUX_CAPABILITY_VERSION_3 };
@@ -66,7 +66,7 @@ static int lock_too_much(bool legacy)
 	return 0;
 }
 
-/* In a process of its own, which loses a capability. */
+/* Runs in its own process, which drops a capability. */
 static int memlock(bool legacy)
 {
 	int status;
@@ -95,7 +95,7 @@ static int memlock_container(void)
 
 #define MANY 4096
 
-/* As many page tables as there are contexts. Return: how many. */
+/* Allocates as many page tables as there are contexts, and returns their number. */
 static unsigned int take_contexts(struct vfio *vfio, __u32 *ids, int *err)
 {
 	unsigned int count;
@@ -142,7 +142,7 @@ static int contexts_run_out(void)
 	printf("    # %u contexts, then: %s\n", count, strerror(err));
 	expect(count && count < MANY, "no limit reached");
 	expect(err == ENOSPC || err == ENOMEM, "another error");
-	/* What there is goes on working. */
+	/* What has been allocated still works. */
 	expect(!map(&vfio, 1UL << 30, mem, PAGE, MAP_RW), "map");
 	expect(unmap(&vfio, 1UL << 30, PAGE) == (__s64)PAGE, "unmap");
 	expect(!give_contexts(&vfio, ids, count), "IOMMU_DESTROY: %s", strerror(errno));
@@ -154,13 +154,13 @@ static int contexts_run_out(void)
 	return 0;
 }
 
-/* So far from each other that each takes tables of its own. */
+/* Far enough from each other that each needs tables of its own. */
 static __u64 table_iova(unsigned int number)
 {
 	return (1ULL << 40) + ((__u64)number << 30);
 }
 
-/* Pages at such addresses, as many as there is space for. Return: how many. */
+/* Maps as many pages at such addresses as fit, and returns their number. */
 static unsigned int take_tables(struct vfio *vfio, void *mem, int *err)
 {
 	unsigned int count;
@@ -228,7 +228,7 @@ static int step(const char *what)
 #define LARGE	(64UL << 20)
 #define SPARE	8U
 
-/* There is space for the tables of a part of it. */
+/* There is only enough space for the tables of a part of it. */
 static int runs_out_in_the_middle(bool legacy)
 {
 	const __u64 iova = (1ULL << 45) + PAGE;
@@ -248,7 +248,7 @@ static int runs_out_in_the_middle(bool legacy)
 		expect(unmap(&vfio, table_iova(--count), PAGE) == (__s64)PAGE, "unmap");
 	if (look(&before))
 		return 1;
-	/* Xen may keep tables that have become empty until they are asked for: the first time. */
+	/* In the first round, Xen may still keep empty tables until they are needed. */
 	for (int round = 0; round < 2; round++) {
 		if (round && step("full"))
 			return 1;
@@ -257,13 +257,13 @@ static int runs_out_in_the_middle(bool legacy)
 	}
 	if (as_before(&before) || step("failed"))
 		return 1;
-	/* A part of it fits, also where it went on, and nothing is there any more. */
+	/* Any part of it fits, since nothing is left mapped. */
 	for (__u64 offset = 0; offset < LARGE; offset += LARGE / 16) {
 		expect(!map(&vfio, iova + offset, page, PAGE, MAP_RW), "map at %#llx", offset);
 		expect(unmap(&vfio, iova + offset, PAGE) == (__s64)PAGE, "unmap");
 	}
 	expect(!give_tables(&vfio, count), "unmap");
-	/* With all the tables it fits. */
+	/* With all the tables available, it fits. */
 	err = map(&vfio, iova, mem, LARGE, MAP_RW);
 	expect(!err, "mapping %lu MiB: %d", LARGE >> 20, err);
 	expect(unmap(&vfio, iova, LARGE) == (__s64)LARGE, "unmap");

@@ -1,21 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * vfio-nvme: a driver for an NVMe disk in userspace, as a test of VFIO.
+ * vfio-nvme: a userspace driver for an NVMe disk, as a test of VFIO.
  *
  *   vfio-nvme iommufd|container DEVICE [read|MAPPINGS [MIB]]
  *
- * DEVICE is a PCI address, bound to vfio-pci. Runs its cases, with that many
- * mappings at once where many are made, and MIB MiB where one mapping is to be
- * large, and prints their KTAP; with "read" it
- * reads the disk again and again instead, until it is killed. The exit status is
- * 0 if all is well, 3 if the kernel refuses the device for want of interrupt
- * isolation, else 1.
+ * DEVICE is a PCI address, bound to vfio-pci. Runs its cases and prints KTAP,
+ * with MAPPINGS mappings at once in the case of many, and MIB MiB in the case
+ * of a large one. With "read", it reads the disk repeatedly instead, until it
+ * is killed. The exit status is 0 if all cases pass, 3 if the kernel refuses
+ * the device for lack of interrupt isolation, or else 1.
  *
- * What the cases say of blocked DMA they have seen in memory. A line
+ * The cases check memory to find out whether DMA was blocked. A line
  * "# blocked <read|write> <address>" lets a script look for the fault, too.
  *
- * Not a case, on purpose: unmapping while a transfer is on its way. QEMU's disk
- * looks an address up once and keeps the pointer, so such data still arrives.
+ * There is deliberately no case of unmapping during a transfer. QEMU's disk
+ * looks up an address once and keeps the pointer, so such data still arrives.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -61,7 +60,7 @@ static int enable_bus_master(struct vfio *vfio)
 	return 0;
 }
 
-/* Make MSI-X vector 0 signal this eventfd; -1: none. */
+/* Makes MSI-X vector 0 signal this eventfd; -1: none. */
 static int set_msix(struct vfio *vfio, int fd)
 {
 	struct {
@@ -82,7 +81,7 @@ static int set_msix(struct vfio *vfio, int fd)
 }
 
 /*
- * NVMe: the least that reads and writes
+ * NVMe: the minimum to read and write
  */
 
 #define NVME_CAP	0x00
@@ -128,7 +127,7 @@ struct queue {
 	unsigned int number, tail, head, phase;
 };
 
-/* The memory that the device may always use, and its place on the bus. */
+/* Memory that the device may always use, and its address on the bus. */
 #define DATA_SIZE	(128UL << 10)
 #define QUEUES		3
 #define PRP_LIST	(2 * QUEUES * PAGE)
@@ -136,7 +135,7 @@ struct queue {
 #define ARENA_SIZE	(DATA + DATA_SIZE)
 #define ARENA_IOVA	0x100000000ULL
 
-/* Where the cases map, a step for each, so that each fault has one origin. */
+/* The cases map from here on, in steps, so that each fault has a unique origin. */
 #define CASE_IOVA	0x1000000000ULL
 #define CASE_STEP	0x100000000ULL
 
@@ -149,7 +148,7 @@ struct nvme {
 	struct queue queues[QUEUES];
 	__u64 blocks;
 	unsigned int block_size;
-	__u64 iova;		/* of the case that runs */
+	__u64 iova;		/* of the current case */
 	unsigned int mappings;
 	size_t large;
 };
@@ -161,7 +160,7 @@ static __u32 reg32(struct nvme *nvme, unsigned int reg)
 
 static void set_reg32(struct nvme *nvme, unsigned int reg, __u32 value)
 {
-	/* What the device is to read has been written before. */
+	/* Everything that the device will read must be written first. */
 	__atomic_store_n((__u32 *)(nvme->regs + reg), value, __ATOMIC_SEQ_CST);
 }
 
@@ -187,7 +186,7 @@ static void submit(struct nvme *nvme, struct queue *q, const struct command *cmd
 	set_reg32(nvme, NVME_DOORBELLS + 2 * q->number * nvme->stride, q->tail);
 }
 
-/* The status of the next command to complete, or an error. */
+/* Returns the status of the next command to complete, or an error. */
 static int complete(struct nvme *nvme, struct queue *q)
 {
 	__u64 end = now_ms() + 20000;
@@ -318,7 +317,7 @@ static int start_nvme(struct nvme *nvme, struct vfio *vfio)
 	set_reg32(nvme, NVME_AQA, (DEPTH - 1) << 16 | (DEPTH - 1));
 	set_reg64(nvme, NVME_ASQ, ARENA_IOVA);
 	set_reg64(nvme, NVME_ACQ, ARENA_IOVA + PAGE);
-	/* Entries of 2^6 and 2^4 bytes, pages of 4 KiB, go. */
+	/* Queue entries of 2^6 and 2^4 bytes, pages of 4 KiB, enable. */
 	set_reg32(nvme, NVME_CC, 4 << 20 | 6 << 16 | 1);
 	ret = wait_ready(nvme, 1);
 	if (ret)
@@ -343,7 +342,7 @@ static int start_nvme(struct nvme *nvme, struct vfio *vfio)
 	return ret ? -EIO : 0;
 }
 
-/* A transfer of up to 128 KiB between disk and iova; returns the NVMe status. */
+/* Transfers up to 128 KiB between disk and iova; returns the NVMe status. */
 static int transfer(struct nvme *nvme, unsigned int queue, int opcode, __u64 offset, __u64 iova,
 		    unsigned int bytes)
 {
@@ -372,7 +371,7 @@ static int transfer(struct nvme *nvme, unsigned int queue, int opcode, __u64 off
 #define CANARY 0xc5
 #define SECRET 0x3c
 
-/* A place on the disk whose content the cases may lose for a moment. */
+/* A place on the disk that the cases may overwrite temporarily. */
 #define SCRATCH 0x100000
 
 static unsigned char *pages(size_t size)
@@ -389,8 +388,8 @@ static bool filled(const unsigned char *mem, unsigned char value, size_t size)
 }
 
 /*
- * QEMU's VT-d drops a fault while the one before it has not been handled. $FAULT_SEEN is
- * a command that ends when this one has been.
+ * QEMU's VT-d drops faults until the previous one has been handled. $FAULT_SEEN is
+ * a command that ends when this one has been handled.
  */
 static int wait_for_fault(struct nvme *nvme, const char *direction, __u64 iova)
 {
@@ -403,7 +402,7 @@ static int wait_for_fault(struct nvme *nvme, const char *direction, __u64 iova)
 	return system(command);
 }
 
-/* Read a page of the disk to this iova, which must not reach that memory. */
+/* Checks that a read from the disk to this iova does not reach that memory. */
 static int read_blocked(struct nvme *nvme, __u64 iova, unsigned char *mem)
 {
 	int status;
@@ -417,7 +416,7 @@ static int read_blocked(struct nvme *nvme, __u64 iova, unsigned char *mem)
 	return 0;
 }
 
-/* Write to the disk from this iova, from which nothing of mem must get there. */
+/* Checks that a write from this iova gets nothing of mem to the disk. */
 static int write_blocked(struct nvme *nvme, __u64 iova, unsigned char *mem)
 {
 	unsigned char *data = (unsigned char *)nvme->arena + DATA, old[PAGE];
@@ -499,14 +498,14 @@ static int unmapped_is_blocked(struct nvme *nvme)
 
 	expect(mem, "no memory");
 	expect(!map(nvme->vfio, nvme->iova, mem, PAGE, MAP_RW), "%s", strerror(errno));
-	/* So that the IOTLB knows the address. */
+	/* Bring the translation into the IOTLB. */
 	memset(mem, CANARY, PAGE);
 	expect(!transfer(nvme, 1, IO_READ, 0, nvme->iova, PAGE), "read");
 	expect(!filled(mem, CANARY, PAGE), "nothing arrived");
 	expect(unmap(nvme->vfio, nvme->iova, PAGE) == (__s64)PAGE, "unmap");
 	if (read_blocked(nvme, nvme->iova, mem) || write_blocked(nvme, nvme->iova, mem))
 		return 1;
-	/* An address that never was mapped, far from all that is. */
+	/* An address that was never mapped, far from any that is. */
 	if (read_blocked(nvme, nvme->iova + CASE_STEP / 2, mem))
 		return 1;
 	munmap(mem, PAGE);
@@ -567,7 +566,7 @@ static int interrupt_arrives(struct nvme *nvme)
 	return 0;
 }
 
-/* Many mappings of single pages, none next to another. */
+/* Many mappings of single pages, none adjacent to another. */
 static int many_single_pages(struct nvme *nvme)
 {
 	const unsigned int count = nvme->mappings;
@@ -605,7 +604,7 @@ static int many_single_pages(struct nvme *nvme)
 	return 0;
 }
 
-/* One mapping of a lot of memory, of huge pages as far as there are some. */
+/* One large mapping, of huge pages as far as available. */
 static int large_mapping(struct nvme *nvme)
 {
 	size_t size = nvme->large;
@@ -654,7 +653,7 @@ static const struct {
 
 #define NR_CASES (sizeof(cases) / sizeof(*cases))
 
-/* For a test that kills us: DMA without end. */
+/* Endless DMA, for a test that kills us. */
 static int read_for_ever(struct nvme *nvme)
 {
 	const size_t size = 32UL << 20;
@@ -694,7 +693,7 @@ int main(int argc, char **argv)
 		return 1;
 	if (argc > 3 && !strcmp(argv[3], "read"))
 		return read_for_ever(&nvme);
-	/* The container allows 65535 mappings, and has some already. */
+	/* The container allows 65535 mappings, and already has some. */
 	nvme.mappings = vfio.legacy ? 65000 : 262144;
 	if (argc > 3 && strtoul(argv[3], NULL, 0) < nvme.mappings)
 		nvme.mappings = strtoul(argv[3], NULL, 0);
@@ -713,7 +712,7 @@ int main(int argc, char **argv)
 		failed += bad;
 		nvme.iova += CASE_STEP;
 	}
-	/* Leave the controller still. */
+	/* Leave the controller disabled. */
 	set_reg32(&nvme, NVME_CC, 0);
 	return wait_ready(&nvme, 0) || failed;
 }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * vfio-storm: many faults of a disk in a row must not stop it.
+ * vfio-storm: many faults in a row must not stop a disk.
  *
  *   vfio-storm iommufd|container DEVICE
  *
- * Gives it commands with unmapped data pointers, one quickly after another; then it
- * must still be a bus master, and a good command must work. KTAP; the exit status
- * is 0 if all is well.
+ * Sends commands with unmapped data pointers in quick succession. The disk must
+ * still be a bus master then, and a good command must work. Prints KTAP; the
+ * exit status is 0 if all cases pass.
  */
 #define main vfio_nvme_main
 #include "vfio-nvme.c"

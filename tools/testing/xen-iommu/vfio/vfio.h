@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* VFIO, by either door: what the programs here share. */
+/* VFIO by either interface: code that the programs here share. */
 #ifndef XEN_IOMMU_VFIO_H
 #define XEN_IOMMU_VFIO_H
 
@@ -17,10 +17,10 @@
 #include <unistd.h>
 
 #define PAGE 4096UL
-/* The exit status when the kernel refuses a device for want of interrupt isolation. */
+/* Exit status if the kernel refuses a device for lack of interrupt isolation. */
 #define EXIT_UNSAFE 3
 
-/* In a case, which returns 0 if all is well. */
+/* For a case, which returns 0 if it passes. */
 #define expect(cond, fmt, ...)								\
 do {											\
 	if (!(cond)) {									\
@@ -39,7 +39,7 @@ struct vfio {
 	__u32 devid;		/* of iommufd */
 };
 
-/* Whether to give the token that virtual functions need if vfio-pci has their physical one. */
+/* Use the token that virtual functions need if vfio-pci has their physical function. */
 static bool token;
 
 static inline int fail(const char *what)
@@ -50,7 +50,7 @@ static inline int fail(const char *what)
 	return -err;
 }
 
-/* A container with the device's group, and no IOMMU yet. */
+/* Opens a container with the device's group, without an IOMMU yet. */
 static inline int open_group(struct vfio *vfio, const char *bdf)
 {
 	struct vfio_group_status status = { .argsz = sizeof(status) };
@@ -101,7 +101,7 @@ static inline int open_iommufd(struct vfio *vfio, const char *bdf)
 	struct iommu_ioas_alloc alloc = { .size = sizeof(alloc) };
 	char path[PATH_MAX];
 
-	/* The number is the last of all of its folder's name. */
+	/* The number is at the end of its folder's name. */
 	for (int i = 0; i < 64; i++) {
 		snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/vfio-dev/vfio%d", bdf, i);
 		if (!access(path, F_OK)) {
@@ -177,7 +177,7 @@ static inline int map(struct vfio *vfio, __u64 iova, void *mem, __u64 size, int 
 	return ret ? -errno : 0;
 }
 
-/* Bytes unmapped, or an error. */
+/* Returns the number of bytes unmapped, or an error. */
 static inline __s64 unmap(struct vfio *vfio, __u64 iova, __u64 size)
 {
 	struct vfio_iommu_type1_dma_unmap old = {
@@ -198,7 +198,7 @@ static inline __s64 unmap(struct vfio *vfio, __u64 iova, __u64 size)
 	return ioctl(vfio->iommufd, IOMMU_IOAS_UNMAP, &new) ? -errno : (__s64)new.length;
 }
 
-/* What is held for programs, by the kernel's count. */
+/* Memory held for programs, by the kernel's count. */
 struct held {
 	long pinned;		/* pages, of the whole system */
 	long locked, accounted;	/* KiB, of this program */
@@ -225,7 +225,7 @@ static inline int look(struct held *held)
 	FILE *refresh = fopen("/proc/sys/vm/stat_refresh", "re");
 	long acquired, released;
 
-	/* Each CPU keeps a part of the counters for itself until then. */
+	/* Each CPU keeps part of the counters to itself until then. */
 	expect(refresh, "stat_refresh");
 	while (fgetc(refresh) != EOF)
 		;

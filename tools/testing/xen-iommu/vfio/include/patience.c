@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Linked into the kernel's selftests: their harness gives a case 30 seconds of the
- * wall clock, fit for a processor. Ours is emulated, on a machine that has other
- * work: what takes 20 times as long is not wrong.
+ * Linked into the kernel's selftests. Their harness gives a case 30 seconds of wall
+ * clock time, which suits a real processor. Ours is emulated, on a machine with other
+ * work: a case that takes 20 times as long need not be wrong.
  */
 #include <poll.h>
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What the kernel's iommufd selftests use of libcap. */
+/* The part of libcap that the kernel's iommufd selftests use. */
 #ifndef XEN_IOMMU_CAPABILITY_H
 #define XEN_IOMMU_CAPABILITY_H
 

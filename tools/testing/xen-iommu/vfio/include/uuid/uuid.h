@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* What the kernel's VFIO selftests use of libuuid. */
+/* The part of libuuid that the kernel's VFIO selftests use. */
 #ifndef XEN_IOMMU_UUID_H
 #define XEN_IOMMU_UUID_H
 
@@ -9,7 +9,7 @@
 
 typedef unsigned char uuid_t[16];
 
-/* Return: 0, or -1 for a text that is no UUID. */
+/* Returns 0, or -1 if the text is not a UUID. */
 static inline int uuid_parse(const char *text, uuid_t uuid)
 {
 	int byte;
