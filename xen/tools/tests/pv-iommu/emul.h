@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * What the files of PV-IOMMU need of Xen, for the host.  Locks check their order, pages
+ * The parts of Xen that PV-IOMMU's files need, for the host.  Locks check their order, pages
  * count references, and the IOMMU has a TLB: a page that is released while the
  * TLB still has it is a bug.
  */
@@ -74,7 +74,7 @@ typedef struct { unsigned int counter; } atomic_t;
 #define PAGE_SIZE 4096
 #define PAGE_MASK (~(uint64_t)(PAGE_SIZE - 1))
 #define PADDR_MASK ((1UL << 52) - 1)
-/* So named in Xen; they depend on how many entries tables have here. */
+/* Named as in Xen, but dependent on the number of entries per table. */
 #define PAGE_SIZE_4K (1UL << 12)
 #define PAGE_SIZE_2M (1UL << (12 + PT_SHIFT))
 #define PAGE_SIZE_1G (1UL << (12 + 2 * PT_SHIFT))
@@ -87,7 +87,7 @@ static inline int parse_bool(const char *s, const char *e) { return -1; }
 #define IS_ERR(p) ((unsigned long)(p) >= -4095UL)
 #define simple_strtoul(s, e, b) strtoul(s, (char **)(e), b)
 
-/* Lists, of which only one kind is used. */
+/* Lists, of the only kind that is used. */
 struct list_head { struct list_head *next, *prev; };
 #define LIST_HEAD(n) struct list_head n = { &(n), &(n) }
 #define INIT_LIST_HEAD(h) ((h)->next = (h)->prev = (h))
@@ -104,7 +104,7 @@ static inline void list_del(struct list_head *l)
           &p->m != (h);                                                    \
           p = (void *)((char *)p->m.next - offsetof(typeof(*p), m)) )
 
-/* Locks: level, with outer ones smaller, to check the order. */
+/* Locks have a level, smaller for outer ones, to check their order. */
 typedef struct { int level; bool held; } spinlock_t;
 static int lock_level[8], lock_depth;
 static int level_of(const char *name)
@@ -132,7 +132,7 @@ typedef struct { bool held; } rwlock_t;
 #define rwlock_init(l) (*(l) = (rwlock_t){})
 #define write_lock(l) (assert(!(l)->held), (l)->held = true)
 #define write_unlock(l) (assert((l)->held), (l)->held = false)
-/* What another CPU does just before. */
+/* Runs just before, as another CPU would. */
 static void (*at_read_lock)(void);
 #define read_lock(l) do {                                                  \
     if ( at_read_lock )                                                    \
@@ -263,7 +263,7 @@ static void page_list_move(struct page_list_head *to, struct page_list_head *h)
 static void gnttab_end_mapping(struct domain *ld, struct domain *rd,
                                grant_ref_t ref, mfn_t mfn, uint16_t flags);
 
-/* Frames of the domains come first, then the heap. */
+/* The domains' frames come first, then the heap. */
 #define FIRST_HEAP 8192
 static unsigned long heap_limit = NR_PAGES, heap_used;
 static bool tlb_has_table(const struct page_info *pg);
@@ -303,7 +303,7 @@ static bool iommu_non_coherent = true;
 static bool iommu_snoop = true;
 #define iommu_sync_cache(p, n) ((void)(p))
 
-/* References taken and dropped since the last check for preemption. */
+/* References taken and dropped since the last preemption check. */
 static unsigned long stretch, longest_stretch;
 static void one_more(void)
 {
@@ -325,7 +325,7 @@ static struct domain *page_get_owner_and_reference(struct page_info *pg)
 }
 static bool get_page_type(struct page_info *pg, unsigned long type)
 {
-    /* Of a page table it may take the locks of its owner's paging mode. */
+    /* For a page table, it may take locks of its owner's paging mode. */
     assert(!p2m_locks && !lock_depth);
     if ( pg->other_type )
         return false;
@@ -399,14 +399,14 @@ static void *mmio_ro_ranges __attribute__((unused));
 /* More MMIO, enough for two superpages and a part of one. */
 #define HUGE_MMIO 0x100000UL
 #define HUGE_MMIO_END (HUGE_MMIO + (9UL << PT_SHIFT) / 4)
-/* As for the hardware domain, to which RAM is not denied. */
+/* As for the hardware domain, which is not denied RAM. */
 #define iomem_access_permitted(d, s, e)                                    \
     ((e) < FIRST_HEAP || ((s) >= 0x5000 && (e) < 0x5100) ||                \
      ((s) >= HUGE_MMIO && (e) < HUGE_MMIO_END))
 #define rangeset_overlaps_range(r, s, e) MMIO_RO(s, e)
 #define rangeset_contains_singleton(r, s) MMIO_RO(s, s)
 
-/* Memory, which fails on request. */
+/* Memory allocation, which fails on request. */
 static unsigned int fail_after = ~0U;
 static long xen_allocs;
 static void *xalloc(size_t n)
@@ -425,7 +425,7 @@ static void *xalloc(size_t n)
 #define xvzalloc_flex_struct(t, f, n) \
     ((t *)xalloc(sizeof(t) + (n) * sizeof(((t *)0)->f[0])))
 
-/* Guest access: outside of Xen handles are pointers. */
+/* Guest access: outside Xen, handles are pointers. */
 #undef XEN_GUEST_HANDLE_PARAM
 #define XEN_GUEST_HANDLE_PARAM(t) t *
 #define guest_handle_cast(h, t) ((t *)(h))
@@ -458,7 +458,7 @@ static bool hypercall_preempt_check(void)
     return preempt_every && !(++preempt_count % preempt_every);
 }
 #define __HYPERVISOR_iommu_op 43
-/* The arguments of a continuation, in the order of the call's. */
+/* The arguments of a continuation, in the order of those of the call. */
 static void continuation(unsigned int n, unsigned int op,
                          const unsigned long *args)
 {
@@ -485,7 +485,7 @@ struct pci_dev {
     bool broken;
     struct pv_iommu_ctx *pv_ctx;
     bool pv_moving;
-    struct pv_iommu_ctx *in_hw[8]; /* what the hardware has, per function */
+    struct pv_iommu_ctx *in_hw[8]; /* context in the hardware, per function */
     struct pci_dev *next;
 };
 static struct pci_dev *pci_get_pdev(struct domain *d, pci_sbdf_t sbdf)

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Grants: which ends are held, at random and case by case; part of main.c. */
+/* Grants: whose ends are held, at random and case by case; part of main.c. */
 
 #define FIRST_GRANT 1100
 #define NR_GRANTS 10
 
-/* Mappings that the granter counts as in use: live ones, and those held. */
+/* Mappings that the granter sees in use: live and held ones. */
 static unsigned int pinned[NR_PAGES][2], held_ended;
 /* The kind of the grant that is held, or -1. */
 static int held[NR_PAGES];
@@ -16,7 +16,7 @@ static void grants_forget(void)
     memset(held, -1, sizeof(held));
 }
 
-/* The domain is dead: what was held has ended, what was live ends later. */
+/* The domain is dead: held grants have ended, live ones end later. */
 static void grants_gone(void)
 {
     assert(!memcmp(pinned, live, sizeof(pinned)));
@@ -37,7 +37,7 @@ static void gnttab_end_mapping(struct domain *ld, struct domain *rd,
     assert(!p2m_locks && !lock_depth);
     assert(pinned[mfn_x(mfn)][write]);
     pinned[mfn_x(mfn)][write]--;
-    /* What devices may reach there is a grant for. */
+    /* There is a grant for everything that devices can reach. */
     assert(pinned[mfn_x(mfn)][RW] || !tlb_has_frame(mfn_x(mfn), true));
     assert(pinned[mfn_x(mfn)][RW] || pinned[mfn_x(mfn)][RO] ||
            !tlb_has_frame(mfn_x(mfn), false));
@@ -56,7 +56,7 @@ static void model_io(unsigned long gfn, unsigned long io[2])
                 io[!!(model[c].map[i].prot & IOMMU_MAP_writeable)]++;
 }
 
-/* No grant that is live allows what contexts map. */
+/* Returns true if no live grant permits what contexts map. */
 static bool model_needs(unsigned long gfn)
 {
     unsigned long io[2];
@@ -67,7 +67,7 @@ static bool model_needs(unsigned long gfn)
     return io[RO] && !live[gfn][RO] && !live[gfn][RW];
 }
 
-/* After anything that may have changed: which grants are in use? */
+/* Checks which grants are in use, after any change. */
 static void check_grants(void)
 {
     unsigned long gfn;
@@ -126,7 +126,7 @@ static void random_grant(void)
         grant_map(gfn, write, !rnd(8));
 }
 
-/* Is the grant in use, as its owner sees it? */
+/* Whether the owner sees the grant in use. */
 #define in_use(gfn, kind) (check_grants(), pinned[gfn][kind])
 
 static void io_map(unsigned int c, unsigned long dfn, unsigned long gfn,
@@ -170,7 +170,7 @@ static void grant_cases(unsigned int c)
     assert(p2m_type[rw] == p2m_grant_map_rw);
     assert(p2m_type[ro] == p2m_grant_map_ro);
 
-    /* Two of a frame: only the end of the last one waits. */
+    /* Two grants of a frame: only the end of the last one is held. */
     grant_map(rw, true, false);
     grant_map(rw, true, false);
     io_map(c, 0, rw, wr, 0);
@@ -179,7 +179,7 @@ static void grant_cases(unsigned int c)
     allocs = xen_allocs;
     grant_end(rw, true);
     assert(in_use(rw, RW) == 1 && domU.refs == 1);
-    /* However often others are mapped and end, there is one, and no memory. */
+    /* However often others are mapped and end, one is held, without memory. */
     for ( i = 0; i < 1000; i++ )
     {
         grant_map(rw, true, false);
@@ -187,17 +187,17 @@ static void grant_cases(unsigned int c)
         grant_end(rw, true);
     }
     assert(in_use(rw, RW) == 1 && domU.refs == 1 && xen_allocs == allocs);
-    /* Not deferred, although the caller asks for it. */
+    /* Not deferred, although the caller requests it. */
     io_unmap(c, 0, IOMMU_UNMAP_no_flush);
     assert(!in_use(rw, RW) && !domU.refs);
 
-    /* A read-only one does not allow what the writable one does. */
+    /* A read-only grant does not permit what the writable one does. */
     grant_map(rw, true, false);
     grant_map(rw, false, false);
     io_map(c, 0, rw, wr, 0);
     grant_end(rw, true);
     assert(in_use(rw, RW) == 1 && in_use(rw, RO) == 1);
-    /* In PV only grants tell what is allowed. */
+    /* In PV, only grants permit access. */
     io_map(c, 1, rw, wr, pv ? -EPERM : 0);
     grant_end(rw, false);
     assert(in_use(rw, RW) == 1 && !in_use(rw, RO));
@@ -206,7 +206,7 @@ static void grant_cases(unsigned int c)
     io_unmap(c, 0, 0);
     assert(!in_use(rw, RW));
 
-    /* Released by another; what is left may do with less. */
+    /* Another grant releases it; what is left may need less. */
     grant_map(rw, false, false);
     io_map(c, 0, rw, rd, 0);
     grant_end(rw, false);
@@ -225,7 +225,7 @@ static void grant_cases(unsigned int c)
     io_unmap(c, 0, 0);
     assert(!in_use(rw, RO));
 
-    /* A mapping of a grant that fails half-way, after devices got at it. */
+    /* Mapping a grant fails half-way, after devices have reached it. */
     io_map(c, 0, rw, rd, 0);
     assert(pv_iommu_begin_grant(&dom0, _mfn(rw), false) == 1);
     live[rw][RW]++;
@@ -237,7 +237,7 @@ static void grant_cases(unsigned int c)
     io_unmap(c, 0, 0);
     assert(!in_use(rw, RW));
 
-    /* One that was mapped before there were contexts. */
+    /* A grant that was mapped before there were contexts. */
     pinned[rw][RW]++;
     io_map(c, 0, rw, wr, 0);
     assert(pv_iommu_end_grant(&dom0, &domU, rw + 7, _mfn(rw), part_of(true),
@@ -247,7 +247,7 @@ static void grant_cases(unsigned int c)
     io_unmap(c, 0, 0);
     assert(!in_use(rw, RW));
 
-    /* What is read-only for the domain is so for devices. */
+    /* What is read-only for the domain is read-only for devices. */
     grant_map(ro, false, false);
     io_map(c, 0, ro, rd, 0);
     io_map(c, 1, ro, wr, -EPERM);
@@ -255,23 +255,23 @@ static void grant_cases(unsigned int c)
     grant_end(ro, false);
     assert(!in_use(ro, RO));
 
-    /* A page table of the granter's; nobody looks at those of an external one. */
+    /* A page table of the granter, which does not matter in external paging mode. */
     io_map(c, 0, tbl, wr, domU.translated ? 0 : -EPERM);
     if ( domU.translated )
         io_unmap(c, 0, 0);
     assert(frame_table[tbl].count == 1 && !frame_table[tbl].writable);
 
-    /* No memory: the map of the grant fails, its end cannot. */
+    /* Without memory, mapping the grant fails, but ending it cannot. */
     fail_after = 0;
     assert(pv_iommu_begin_grant(&dom0, _mfn(rw), false) == -ENOMEM);
     fail_after = ~0U;
 
-    /* The domain that maps dies: its contexts go, and then what they held. */
+    /* The mapping domain dies: its contexts go first, then what they held. */
     grant_map(rw, true, false);
     grant_map(ro, false, false);
     io_map(c, 0, rw, wr, 0);
     io_map(c, 1, rw, rd, 0);
     grant_end(rw, true);
     assert(in_use(rw, RW) == 1 && domU.refs == 1);
-    /* And in the end there is tear_down(). */
+    /* tear_down() follows. */
 }

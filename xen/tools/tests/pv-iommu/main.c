@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Test of PV-IOMMU on the host: random calls against a model, with an IOMMU
- * that caches what it can (entries, and addresses of tables), forgets only what
- * it is told to, and a check that nothing that it has is ever released.
+ * Tests PV-IOMMU on the host: random calls against a model, with an IOMMU
+ * that caches all it can (entries, and addresses of tables), forgets only what
+ * it is told to, and checks that nothing it has cached is ever released.
  *
- * It is built twice: with tables as they are, and with tables of few entries, in
- * order that superpages are made and split all the time.
+ * It is built twice: with real tables, and with tables of few entries, so
+ * that superpages are made and split all the time.
  *
  * usage: test-pv-iommu [seed [calls]]
  */
@@ -32,7 +32,7 @@ static struct {
     bool valid;
     domid_t tag;
     struct page_info *pg;
-    /* Level and place, as long as it is the same table. */
+    /* Level and place, which identify the table. */
     unsigned long place;
 } pde[NR_TLB];
 
@@ -85,7 +85,7 @@ static unsigned long hw_mfn(uint64_t pte)
     return (pte & 0xffffffffff000UL) >> 12;
 }
 
-/* Frames that an entry is for. */
+/* Number of frames that an entry covers. */
 static unsigned long hw_span(unsigned int level)
 {
     return 1UL << (PT_SHIFT * (level - 1));
@@ -104,7 +104,7 @@ static void cache_leaf(domid_t tag, uint64_t pte, unsigned long dfn,
     tlb[i].mfn = hw_mfn(pte);
 }
 
-/* Walk as the hardware does; returns the leaf, and caches all of it. */
+/* Walks as the hardware does; returns the leaf, and caches everything. */
 static uint64_t hw_walk(const struct pv_iommu_ctx *ctx, unsigned long dfn,
                         bool cache, unsigned int *leaf_level)
 {
@@ -152,7 +152,7 @@ static uint64_t hw_walk(const struct pv_iommu_ctx *ctx, unsigned long dfn,
     }
 }
 
-/* The hardware may go on from any table that it has cached the address of. */
+/* The hardware may continue from any table whose address it has cached. */
 static void hw_walk_cached(const struct pv_iommu *pv)
 {
     unsigned int i;
@@ -167,7 +167,7 @@ static void hw_walk_cached(const struct pv_iommu *pv)
         if ( !pde[i].valid )
             continue;
 
-        /* It is still a table, and the same. */
+        /* It must still be the same table. */
         assert(pg->heap && pg->list != &pv->pool &&
                *meta(pg) >> 11 == pde[i].place);
         level = META_LEVEL(*meta(pg));
@@ -251,7 +251,7 @@ static int flush(struct pv_iommu_ctx *ctx, dfn_t dfn, unsigned long nr,
         return 0;
     for ( i = 0; i < NR_TLB; i++ )
     {
-        /* What is flushed in parts remains. */
+        /* Partly flushed entries remain. */
         if ( tlb[i].tag == ctx->domid &&
              ((flags & IOMMU_FLUSHF_all) ||
               (tlb[i].dfn >= d && tlb[i].dfn + tlb[i].nr <= d + nr)) )
@@ -293,7 +293,7 @@ static struct pci_dev dev[3] = {
     { .domain = &dom0, .sbdf = { 0x50 }, .devfn = 0x50 },
 };
 
-/* Its own file, with nothing that could go wrong in a context. */
+/* In a file of its own, which does not touch contexts. */
 long pv_iommu_get_faults(struct domain *d, unsigned long buf, unsigned long nr)
 {
     return -EOPNOTSUPP;
@@ -335,7 +335,7 @@ static long call(unsigned int op, void *arg)
     return call_regs(op, (unsigned long)arg, 0xbad, 0xbad, 0xbad);
 }
 
-/* A list or a range, as a caller does it: until there is nothing or an error. */
+/* Repeats a list or a range like a caller, until it is done or fails. */
 static long call_runs(bool map, unsigned int c, unsigned long flags,
                       pv_iommu_run_t *run, unsigned int nr, bool list,
                       unsigned long *done)
@@ -373,17 +373,17 @@ static long call_runs(bool map, unsigned int c, unsigned long flags,
     return 0;
 }
 
-/* Does a mapping of this frame need a reference to its type? */
+/* Returns true if a mapping of this frame needs a type reference. */
 static bool typed(unsigned long gfn, unsigned int prot)
 {
     return (prot & IOMMU_MAP_writeable) &&
            !paging_mode_external(frame_table[gfn].owner);
 }
 
-/* Grants that are mapped, by frame: read-only and writable ones. */
+/* Number of mapped grants, by frame: read-only and writable ones. */
 static unsigned int live[NR_PAGES][2];
 
-/* 0, or the error for mapping this frame. */
+/* Returns 0, or the error for mapping this frame. */
 static int model_gfn(unsigned long gfn, unsigned int prot)
 {
     bool write = prot & IOMMU_MAP_writeable;
@@ -487,7 +487,7 @@ static void verify(void)
             assert(frame_table[i].count == count[i] + 1 &&
                    frame_table[i].writable == writable[i]);
 
-    /* What IOTLB entries refer to has references. */
+    /* Frames in the IOTLB must have references. */
     hw_walk_cached(pv);
     for ( i = 0; i < NR_TLB; i++ )
     {
@@ -539,7 +539,7 @@ static unsigned long model_map(unsigned int c, unsigned long dfn,
     *rc = 0;
     for ( i = 0; i < nr; i++ )
     {
-        /* The frame is looked at before the place. */
+        /* The frame is checked before the place. */
         *rc = model_gfn(gfn + i, prot);
         if ( !*rc && is_reserved(dfn + i) )
             *rc = -EADDRNOTAVAIL;
@@ -718,7 +718,7 @@ static void random_call(void)
             before[n] = model[c].map[n].prot;
         n = model_map(c, dfn, gfn, nr << order, prot, &rc);
         assert(op.mapped == n >> order);
-        /* Which error of two comes first depends on the size of pieces. */
+        /* Which of two errors comes first depends on the size of pieces. */
         assert(!ret == !rc);
         for ( ; n & mask; n-- )
         {
@@ -859,13 +859,13 @@ static void set_up(bool translated, int format)
         if ( i >= 1100 && i < 1110 )
         {
             frame_table[i].owner = &domU;
-            /* Of the domain's page tables, if it is a PV domain. */
+            /* One of the domain's page tables, if it is PV. */
             frame_table[i].other_type = i == 1105;
             p2m_type[i] = p2m_map_foreign + i % 3;
         }
         if ( i >= 1500 && i < 1504 )
             p2m_type[i] = p2m_ram_ro;
-        /* RAM among it must not be taken for MMIO. */
+        /* RAM among MMIO must not be taken for MMIO. */
         if ( i >= 1690 && i < 1712 )
             p2m_type[i] = p2m_mmio_direct;
     }
@@ -878,7 +878,7 @@ static void set_up(bool translated, int format)
     iommu_ops.pv_flush = flush;
 }
 
-/* All goes with the domain. */
+/* Everything is freed with the domain. */
 static void tear_down(long allocs)
 {
     unsigned long i;
@@ -912,7 +912,7 @@ static void run_case(bool translated, int format, unsigned int order,
     domU.translated = order < 10;
     memset(seen_super, 0, sizeof(seen_super));
 
-    /* Not enough memory: fails cleanly, and can be tried again. */
+    /* Without enough memory, it fails cleanly and can be retried. */
     heap_limit = heap_used + (1UL << order) - 1;
     assert(call(IOMMU_init, &init) == -ENOMEM);
     assert(!heap_used && xen_allocs == allocs);
@@ -950,7 +950,7 @@ static void run_case(bool translated, int format, unsigned int order,
            1U << order, calls, oom, held_ended);
 }
 
-/* Superpages, on purpose. */
+/* Superpages, systematically. */
 
 static unsigned int super_ctx;
 
@@ -959,7 +959,7 @@ static struct pv_iommu_ctx *super(void)
     return dom0.iommu.pv->ctx[super_ctx];
 }
 
-/* Map, or unmap, pages of a size; returns how many frames of them are done. */
+/* Maps or unmaps pages of a size; returns the number of frames done. */
 static unsigned long super_map(unsigned long dfn, unsigned long gfn,
                                unsigned long nr, unsigned int order,
                                long wanted)
@@ -985,7 +985,7 @@ static unsigned long super_unmap(unsigned long dfn, unsigned long nr,
     return (unsigned long)op.unmapped << order;
 }
 
-/* Level of the entry for dfn, which has to lead to that frame. */
+/* Returns the level of the entry for dfn, which must lead to that frame. */
 static unsigned int super_level(unsigned long dfn, unsigned long mfn)
 {
     unsigned int level;
@@ -1040,7 +1040,7 @@ static void run_super(bool translated, int format)
     pv = dom0.iommu.pv;
     all = pv->nr_free;
 
-    /* Every part is unmapped alone, with no page left, in any order. */
+    /* Each part can be unmapped alone, in any order, with an empty pool. */
     assert(!call(IOMMU_alloc_context, &alloc));
     super_ctx = alloc.ctx_no;
     preempt_every = 1;
@@ -1065,7 +1065,7 @@ static void run_super(bool translated, int format)
     free(gone);
     return_pool(pv, &taken);
 
-    /* Pages of this size, wholly or not at all. */
+    /* Pages of this size are mapped completely or not at all. */
     assert(super_map(dfn, gfn, span, PT_SHIFT, 0) == span);
     assert(super_level(dfn, gfn) == 2);
     assert(super_map(dfn, gfn, span, PT_SHIFT, -EADDRINUSE) == 0);
@@ -1082,16 +1082,16 @@ static void run_super(bool translated, int format)
         assert(is_mapped(dfn + i) == (i == span / 2));
     assert(super_unmap(dfn + span / 2, 1, 0, 0) == 1);
 
-    /* A table without entries gives way to one; so does one that is dead. */
+    /* An empty table gives way to a superpage; so does one of dead entries. */
     assert(super_map(dfn, gfn, span, 0, 0) == span);
     assert(super_level(dfn, gfn) == 2);
 
-    /* What is not contiguous, or without a page for the split, is none. */
+    /* Without contiguity, or a page for the split, there is no superpage. */
     assert(super_map(dfn + span, gfn + 1, span, 0, 0) == span);
     assert(super_level(dfn + span, gfn + 1) == 1);
     if ( translated )
     {
-        /* Only a part of the last is permitted. */
+        /* Only part of the last one is permitted. */
         i = HUGE_MMIO;
         assert(super_map(dfn + 2 * span, i, 3 * span, PT_SHIFT, -ENOENT) == 0);
     }
@@ -1104,11 +1104,11 @@ static void run_super(bool translated, int format)
             assert(!is_mapped(dfn + i));
     }
 
-    /* It goes with what is in it, and every page is there. */
+    /* It is freed with its contents, and every page returns. */
     op = (pv_iommu_free_t){ .ctx_no = super_ctx };
     assert(!call(IOMMU_free_context, &op) && pv->nr_free == all);
 
-    /* One that is in use when the domain dies. */
+    /* A context that is in use when the domain dies. */
     assert(!call(IOMMU_alloc_context, &alloc));
     super_ctx = alloc.ctx_no;
     assert(super_map(dfn, gfn, span, 0, 0) == span);
@@ -1118,7 +1118,7 @@ static void run_super(bool translated, int format)
            translated ? "PVH" : "PV", format == FMT_VTD ? "VT-d" : "AMD-Vi");
 }
 
-/* The table of the lowest level for dfn, as the hardware finds it. */
+/* Finds the level 1 table for dfn as the hardware does. */
 static struct page_info *table_of(const struct pv_iommu_ctx *ctx,
                                   unsigned long dfn)
 {
@@ -1137,8 +1137,8 @@ static struct page_info *table_of(const struct pv_iommu_ctx *ctx,
 }
 
 /*
- * AMD hardware may have cached the entry that leads to a table, and flushes of pages
- * leave that alone: a table that is empty must not be replaced before a flush of all.
+ * AMD hardware may have cached the entry that points to a table, and flushes of pages
+ * do not affect that: an empty table must not be replaced before a full flush.
  */
 static void run_stale(bool translated, int format)
 {
@@ -1171,7 +1171,7 @@ static void run_stale(bool translated, int format)
     printf("ok - no stale tables, %s\n", format == FMT_VTD ? "VT-d" : "AMD-Vi");
 }
 
-/* What a call does between two checks for preemption is bounded. */
+/* The work between two preemption checks is bounded. */
 static void run_long(bool translated)
 {
     const unsigned long dfn = 1, gfn = 2000, nr = 6000;
@@ -1205,7 +1205,7 @@ static void run_long(bool translated)
     printf("ok - long calls, %s\n", translated ? "PVH" : "PV");
 }
 
-/* The domain dies while another one's grant, or a toolstack, changes its P2M, or 'o' is pressed. */
+/* The domain dies while a grant or a toolstack changes its P2M, or 'o' is pressed. */
 
 static void destroy(void)
 {
