@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # shellcheck shell=sh
-# What the tests with guests share. Read in by each of them, after "set -eu".
+# Code that the tests with guests share. Sourced by each of them, after "set -eu".
 
 . /usr/lib/xen-iommu/lib.sh
 
 HERE=/usr/lib/xen-iommu/debian
 GUESTS=/run/guests
 ECHO=10.0.2.100
-# Seconds that a guest may take under emulation, from its creation to its word.
+# Seconds that a guest may take under emulation, from its creation to its output.
 PATIENCE=1200
 
-# guest_kind NUMBER: PV and PVH guests in turn, where dom0 can have both
+# guest_kind NUMBER: PV and PVH guests in turn, if dom0 can have both
 guest_kind() {
 	if [ $(($1 % 2)) = 1 ] || ! xl info virt_caps | grep -q hvm; then
 		echo pv
@@ -19,7 +19,7 @@ guest_kind() {
 	fi
 }
 
-# The guests' kernel is Debian's, as it is; their root is busybox, and that kernel's own drivers.
+# Guests run Debian's unmodified kernel; their root has busybox and that kernel's drivers.
 guest_base() {
 	[ ! -e "$GUESTS/base.cpio" ] || return 0
 	mkdir -p "$GUESTS/root/bin" "$GUESTS/root/sbin" "$GUESTS/root/usr/bin" "$GUESTS/root/usr/sbin" "$GUESTS/root/proc" \
@@ -39,7 +39,7 @@ guest_base() {
 	archive "$GUESTS/root" > "$GUESTS/base.cpio"
 }
 
-# What the script of a guest that does I/O begins with: its network, MIB [1] of data in /tmp/data, and what moves them.
+# Beginning of the script of a guest that does I/O: network, MIB [1] of data in /tmp/data, and functions to transfer it.
 # shellcheck disable=SC2016 # for the guest's shell
 IO='
 ip address add 10.0.2.$ADDRESS/24 dev eth0
@@ -55,7 +55,7 @@ use_disk() {
 }
 rounds=0
 '
-# A guest that does ROUNDS of that, and says BUSY after the first.
+# Script of a guest that does ROUNDS of I/O, and prints BUSY after the first.
 # shellcheck disable=SC2016,SC2034 # used by the tests
 ROUNDS_OF_IO="$IO"'
 while [ $rounds -lt $ROUNDS ]; do
@@ -70,15 +70,15 @@ archive() {
 	(cd "$1" && find . | cpio -o -H newc --quiet)
 }
 
-# log NAME: what a guest has written on its console
+# log NAME: print a guest's console output
 log() {
 	if [ -e "/var/log/xen/console/guest-$1.log" ]; then
 		tr -d '\r' < "/var/log/xen/console/guest-$1.log"
 	fi
 }
 
-# guest NAME pv|pvh ADDRESS SCRIPT [DISK...]: create one; its NIC has the address 10.0.2.ADDRESS, its disks are xvda, xvdb, ...
-# MORE: a line for its configuration
+# guest NAME pv|pvh ADDRESS SCRIPT [DISK...]: create a guest; its NIC has the address 10.0.2.ADDRESS, its disks are xvda, xvdb, ...
+# MORE: an additional line for its configuration
 guest() {
 	name=$1 kind=$2 address=$3 script=$4
 	shift 4
@@ -123,7 +123,7 @@ guest() {
 	say "$name: $kind guest, created in $(($(now) - began)) s"
 }
 
-# must WHAT COMMAND...: fail if a command does, and show what it wrote
+# must WHAT COMMAND...: fail if the command does, and show its output
 must() {
 	what=$1
 	shift
@@ -142,24 +142,24 @@ exists() {
 	xl domid "$1" > /dev/null 2>&1
 }
 
-# wait_word NAME PATTERN: wait until a guest has written such a line
+# wait_word NAME PATTERN: wait until a guest has printed such a line
 wait_word() {
 	deadline=$(($(now) + PATIENCE))
 	until log "$1" | grep -q "$2"; do
 		if [ "$(now)" -ge $deadline ] || ! exists "$1"; then
-			# It may have written the line as its last.
+			# The line may have been its last.
 			if log "$1" | grep -q "$2"; then
 				break
 			fi
 			log "$1" | tail -n 15 | sed "s/^/    # $1: /"
-			exists "$1" || fail "guest $1 is gone, and has not said: $2"
-			fail "guest $1 has not said in $PATIENCE s: $2"
+			exists "$1" || fail "guest $1 is gone without printing: $2"
+			fail "guest $1 has not printed in $PATIENCE s: $2"
 		fi
 		sleep 1
 	done
 }
 
-# wait_guest NAME: wait for its word and its end; fail unless it was a good one
+# wait_guest NAME: wait for its end, and fail unless its exit code is 0
 wait_guest() {
 	wait_word "$1" '^GUEST-EXIT '
 	code=$(log "$1" | sed -n 's/^GUEST-EXIT //p')
@@ -171,7 +171,7 @@ wait_guest() {
 	wait_gone "$1"
 }
 
-# leave ADDRESS: tell a guest that listens at port 8 to end
+# leave ADDRESS: tell a guest that listens on port 8 to end
 leave() {
 	tries=0
 	until echo leave | busybox nc -w 10 "10.0.2.$1" 8; do
@@ -217,7 +217,7 @@ partition_disk() {
 	[ -e "${disk}p2" ] || fail "$disk has no partitions"
 }
 
-# sum_of DEVICE MIB: checksum of its beginning, past the page cache
+# sum_of DEVICE MIB: checksum of the first MIB MiB, without the page cache
 sum_of() {
 	dd if="$1" bs=1M count="$2" iflag=direct status=none | sha256sum | cut -d' ' -f1
 }

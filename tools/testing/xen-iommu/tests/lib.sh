@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # shellcheck shell=sh
-# What the tests share. Read in by each of them, after "set -eu".
+# Code that the tests share. Sourced by each of them, after "set -eu".
 
 CLASS=/sys/class/iommu/xen-iommu
 STATE=/sys/kernel/debug/iommu/xen
@@ -19,7 +19,7 @@ on_xen() {
 	[ "$LAB_DOM0" != none ]
 }
 
-# The functions that can do DMA: all but the IOMMUs' own (class 0806).
+# Functions that can do DMA: all but the IOMMUs' own (class 0806).
 pci_functions() {
 	for dev in /sys/bus/pci/devices/*; do
 		[ -e "$dev/class" ] || fail "no PCI devices"
@@ -48,7 +48,7 @@ load_edu() {
 	done
 }
 
-# Where faults are told: Xen's console since the mark, or the kernel's own log on bare metal.
+# The log with faults: Xen's console since the mark, or the kernel's log on bare metal.
 mark_faults() {
 	fault_mark=0
 	if on_xen; then
@@ -69,7 +69,7 @@ faults_are_told() {
 	[ "$LAB_IOMMU" != amd ] || [ -n "${LAB_AMD_EVENTS:-}" ]
 }
 
-# From now on vfio-nvme waits for each fault to be in the log, where they are told.
+# Makes vfio-nvme wait until each fault is in the log, if faults are logged.
 wait_for_faults() {
 	unset FAULT_SEEN
 	if on_xen && faults_are_told; then
@@ -77,10 +77,10 @@ wait_for_faults() {
 	fi
 }
 
-# fault_at LOG DEVICE ADDRESS read|write: is there a fault of this DMA?
+# fault_at LOG DEVICE ADDRESS read|write: true if the log has a fault of this DMA
 fault_at() {
 	page=$(printf %x $(($3 >> 12)))
-	# VT-d gives the page, AMD-Vi the address; Linux and Xen word it differently.
+	# VT-d reports the page, AMD-Vi the address; Linux and Xen have different formats.
 	case $LAB_IOMMU,$4 in
 	amd,*) pattern="IO_PAGE_FAULT.*$2.*addr(ess)?[ =](0x)?0*${page}[0-9a-f]{3}[^0-9a-f]" ;;
 	*,read) pattern="DMA Read.*$2\] fault addr (0x)?0*${page}000" ;;
@@ -106,10 +106,10 @@ run_edu() {
 	printf %s "$2 ${3:-}" > "$EDU/$1/run" || edu_status=1
 	cat "$EDU/$1/results" > /tmp/report
 	results /tmp/report
-	[ "$edu_status" = 0 ] || fail "the suite did not run to its end on $1"
+	[ "$edu_status" = 0 ] || fail "the suite did not finish on $1"
 }
 
-# check_faults DEVICE REPORT: every DMA that was blocked must be in the log of faults
+# check_faults DEVICE REPORT: all DMA that was blocked must be in the log of faults
 check_faults() {
 	fault_log > /tmp/faults
 	blocked=0 missing=0
@@ -122,7 +122,7 @@ check_faults() {
 			echo "$direction $address" >> /tmp/missing
 		fi
 	done < /tmp/blocked
-	[ "$blocked" != 0 ] || fail "no DMA was to be blocked"
+	[ "$blocked" != 0 ] || fail "no DMA was blocked"
 	say "$blocked transfers blocked, $missing of them without a fault in the log"
 	if ! faults_are_told && [ "$missing" = "$blocked" ]; then
 		say "QEMU's AMD IOMMU does not hand out its events: memory alone has shown it"
@@ -130,31 +130,31 @@ check_faults() {
 		sed 's/^/    # no fault logged: /' /tmp/missing
 		fail "faults missing in Xen's log"
 	elif [ "$missing" = "$blocked" ]; then
-		# Linux limits the rate of its messages: there, only ask for some.
+		# Linux limits the rate of its messages, so only some must be there.
 		fail "no faults in the kernel's log"
 	fi
 }
 
-# attribute NAME: what the driver says of itself
+# attribute NAME: an attribute of the driver, from debugfs
 attribute() {
 	awk -v name="$1" '$1 == name { print $2; found = 1 } END { exit !found }' "$STATE"
 }
 
-# What Xen says of the contexts and of their pool, in /tmp/key.
+# Puts what Xen prints about the contexts and their pool into /tmp/key.
 xen_contexts() {
 	mark=$(xen-dmesg -e)
 	xen-dmesg -k o
 	xen-dmesg "$mark" > /tmp/key
-	grep -q 'PV-IOMMU: ' /tmp/key || fail "Xen does not tell its pool"
+	grep -q 'PV-IOMMU: ' /tmp/key || fail "Xen does not print its pool"
 }
 
-# Pages of Xen's pool that are in use.
+# Prints the number of pages of Xen's pool that are in use.
 tables_in_use() {
 	xen_contexts
 	awk '/PV-IOMMU: / { print $(NF - 2) - $(NF - 4) }' /tmp/key
 }
 
-# The type of the DMA API's domains, as the kernel's command line and Xen's capabilities want it.
+# The type of the DMA API's domains, by the kernel's command line and Xen's capabilities.
 dma_type() {
 	strict=$(tr ' ' '\n' < /proc/cmdline | sed -n 's/^iommu\.strict=//p' | tail -n 1)
 	# IOMMUCAP_deferred_unmap
@@ -166,12 +166,12 @@ dma_type() {
 	fi
 }
 
-# For programs that make the hypercalls themselves.
+# For programs that make hypercalls themselves.
 without_driver() {
 	[ ! -d "$CLASS" ] || fail "the driver has the contexts: boot with xen_iommu.enable=0"
 }
 
-# hypercalls COMMAND...: end with the KTAP and the exit code of such a program
+# hypercalls COMMAND...: run such a program, and exit with its KTAP and exit code
 hypercalls() {
 	status=0
 	"$@" > /tmp/hypercall || status=$?

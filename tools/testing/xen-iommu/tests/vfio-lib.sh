@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 # shellcheck shell=sh
-# What the tests of VFIO share. Read in by each of them, after "set -eu".
+# Code that the VFIO tests share. Sourced by each of them, after "set -eu".
 
 . /usr/lib/xen-iommu/lib.sh
 
@@ -17,7 +17,7 @@ find_class() {
 	fail "no device of class $1" >&2
 }
 
-# find_id VENDOR:DEVICE: the first function with these
+# find_id VENDOR:DEVICE: the first function with these IDs
 find_id() {
 	for dev in "$PCI"/*; do
 		if [ "$(cat "$dev/vendor"):$(cat "$dev/device")" = "$1" ]; then
@@ -28,11 +28,11 @@ find_id() {
 	fail "no device $1" >&2
 }
 
-# move DEVICE DRIVER: give the device to it
+# move DEVICE DRIVER: give the device to the driver
 move() {
 	echo "$2" > "$PCI/$1/driver_override"
 	tries=0
-	# After a rescan, another driver's probe may be on its way.
+	# After a rescan, another driver may still be probing.
 	while :; do
 		if [ -e "$PCI/$1/driver" ]; then
 			echo "$1" > "$PCI/$1/driver/unbind"
@@ -45,7 +45,7 @@ move() {
 	done
 }
 
-# wait_until WHAT COMMAND...: for as long as it takes; the lab ends what hangs
+# wait_until WHAT COMMAND...: wait without a limit; the lab ends what hangs
 wait_until() {
 	what=$1 rounds=0
 	shift
@@ -56,10 +56,10 @@ wait_until() {
 	done
 }
 
-# What programs must leave as they have found it, by the driver's count and by Xen's. Not of that are
-# contexts that Xen shows empty and without devices: the driver keeps them for the next user. And
-# Xen keeps some empty tables with a context, and some until the next flush: they are free for use.
-# But each page of the pool must be free or with a context.
+# Counts, by the driver and by Xen, that programs must leave unchanged. They do not include
+# contexts that Xen shows empty and without devices, which the driver keeps for reuse. And
+# Xen keeps some empty tables with a context, and some until the next flush, which are free.
+# But each page of the pool must be free or belong to a context.
 holdings() {
 	if [ ! -d "$CLASS" ]; then
 		echo "no xen-iommu" > /tmp/holdings
@@ -96,7 +96,7 @@ holdings() {
 		}' /tmp/key > /tmp/holdings
 }
 
-# All that has been used since then must have been given back.
+# Everything used since then must have been released.
 begin_count() {
 	holdings
 	before=$(cat /tmp/holdings)
@@ -107,24 +107,24 @@ end_count() {
 	holdings
 	after=$(cat /tmp/holdings)
 	say "after: $after"
-	[ "$before" = "$after" ] || fail "something was left behind"
+	[ "$before" = "$after" ] || fail "something leaked"
 	case $after in
 	*" 0 pages astray" | "no xen-iommu") ;;
-	*) fail "pages of the pool are neither free nor with a context" ;;
+	*) fail "pages of the pool are neither free nor in a context" ;;
 	esac
 }
 
-# start_reader BACKEND: a program that has the disk $dev do DMA without end; its process is $reader
+# start_reader BACKEND: start a program that makes the disk $dev do endless DMA; its process is $reader
 start_reader() {
-	# Emptied here, or the next look could see what the last one has said.
+	# Emptied here, or the next check could see the old content.
 	: > /tmp/reading
 	vfio-nvme "$1" "$dev" read >> /tmp/reading &
 	reader=$!
 	wait_until "$1: the reader begins" reader_said
-	grep -q reading /tmp/reading || fail "$1: the reader did not get going: $(cat /tmp/reading)"
+	grep -q reading /tmp/reading || fail "$1: the reader did not start: $(cat /tmp/reading)"
 }
 
-# It reads, or has ended.
+# True if it reads, or has ended.
 reader_said() {
 	grep -q reading /tmp/reading || ! kill -0 "$reader" 2> /dev/null
 }
@@ -139,13 +139,13 @@ told() {
 	dmesg | grep -c 'blocked until released by user' || [ $? = 1 ]
 }
 
-# The kernel says that it waits, or has not waited, or the program has ended.
+# True if the kernel has logged that it waits, or did not wait, or if the program has ended.
 told_again() {
 	[ "$(told)" != "$told_before" ] || ! kill -0 "$writer" 2> /dev/null || ! kill -0 "$reader" 2> /dev/null
 }
 
-# write_blocks FILE TEXT: to write TEXT to FILE takes a device away that $reader uses. The kernel
-# waits for that, which is killed then.
+# write_blocks FILE TEXT: writing TEXT to FILE removes a device that $reader uses. The kernel
+# waits for that process, which is then killed.
 write_blocks() {
 	told_before=$(told)
 	echo "$2" > "$1" &
@@ -157,7 +157,7 @@ write_blocks() {
 	wait "$writer" || fail "$1: failed"
 }
 
-# start_holder BACKEND DEVICE: a program that holds the device; its process is $reader
+# start_holder BACKEND DEVICE: start a program that holds the device; its process is $reader
 start_holder() {
 	: > /tmp/reading
 	vfio-hold "$1" "$2" >> /tmp/reading &
