@@ -18,8 +18,8 @@ from util import LOGS, Fail, clean_env, die_with_parent, kill_group, lock, qemu_
 
 OLDEST_QEMU = (7, 2)
 POWER_OFF = 60          # seconds from the verdict to QEMU's end
-SILENCE = 150           # seconds without a word before dom0's init
-TRIES = 3               # of a boot that fails by the emulator's fault
+SILENCE = 150           # seconds of silence before dom0's init
+TRIES = 3               # boots, if one fails because of the emulator
 
 # Console lines that show how far a boot has come.
 MILESTONES = (
@@ -29,7 +29,7 @@ MILESTONES = (
     (r"Run /init as init", "dom0 runs its init"),
 )
 DEBIAN_MILESTONES = ((r"systemd\[1\]: ", "Debian's systemd has started"),)
-# Lines of the guest's channel that only the log needs, and console lines that no program printed.
+# Lines of the guest's channel that are for the log only, and console lines from no program.
 DULL = re.compile(r"LAB-|\s*KTAP version|\s*1\.\.\d|\s+# (blocked|no fault logged|refused) ")
 KERNEL_LINE = re.compile(r"\s*$|\[ *\d+\.\d+\]|\(XEN\)")
 
@@ -51,7 +51,7 @@ class Settings:
 
 @dataclass
 class Boot:
-    """One boot: what runs, and what the guest should find."""
+    """One boot: what runs, and what dom0 is expected to find."""
     name: str
     kernel: Path
     initrd: Path
@@ -60,9 +60,9 @@ class Boot:
     expect: str                         # translated, identity, none
     xen_args: str = ""
     disk: bool = True
-    root: Path | None = None            # Debian's image
-    initrd_debian: bytes = b""          # and what it lacks
-    cpus: int = 0                       # 0: what this kind of machine has
+    root: Path | None = None            # the Debian image
+    initrd_debian: bytes = b""          # archive of what the image lacks
+    cpus: int = 0                       # 0: the default of this kind of machine
     env: dict = field(default_factory=dict)
     timeout: int = 600
 
@@ -106,7 +106,7 @@ def command(b, shell):
     cmd += ["-icount", "shift=0", "-smp", "1"] if s.icount else ["-smp", str(b.cpus or machines.CPUS[dom0])]
     if b.xen:
         xen = " ".join((machines.XEN_ARGS, machines.XEN_ARGS_DOM0[dom0], b.xen_args, s.xen_args)).strip()
-        # QEMU separates modules by commas; a doubled one stands for itself.
+        # QEMU separates modules by commas; a double comma is a literal one.
         cmd += ["-kernel", "xen", "-append", xen, "-initrd", f"bzImage {linux}".replace(",", ",,") + ",initrd.gz"]
     else:
         cmd += ["-kernel", "bzImage", "-append", linux, "-initrd", "initrd.gz"]
@@ -119,7 +119,7 @@ def command(b, shell):
 
 
 def only_one(name):
-    """Boots of the same name in one clone run one after the other, since they share a log folder."""
+    """Run boots of the same name in a clone one after the other, since they share a log folder."""
     return lock(LOGS / ".locks" / name.replace("/", "-"), f"another boot {name} in this clone")
 
 
@@ -149,7 +149,7 @@ def tidy(logs):
 
 
 class Follower:
-    """Returns the complete lines that were added to a file."""
+    """Return the complete lines that were added to a file."""
 
     def __init__(self, path):
         self.file, self.rest = open(path, "rb"), b""
@@ -160,7 +160,7 @@ class Follower:
 
 
 def boot(b, show=False, shell=False):
-    """Boot, wait, judge; retry if the emulator failed. show: print the guest's channel while it runs."""
+    """Boot, wait and judge; retry if the emulator failed. show: print the guest's channel as it runs."""
     check_qemu(b.settings.qemu)
     with only_one(b.name):
         for attempt in range(1, TRIES + 1):
@@ -173,7 +173,7 @@ def boot(b, show=False, shell=False):
 
 
 def boot_once(b, show, shell):
-    """Returns (result, the emulator's fault or None)."""
+    """Return (result, the emulator's fault or None)."""
     logs = prepare(b)
     timeout = b.timeout * (8 if b.settings.icount else 1)
     cmd = command(b, shell)
@@ -198,7 +198,7 @@ def boot_once(b, show, shell):
     code, reasons = judge.judge(console, channel, ended)
     if code and b.expect != "none" and (declined := re.search(r"xen-iommu: .*no PV-IOMMU.*", console)):
         reasons.insert(0, f"this Xen has no PV-IOMMU ({declined[0]})")
-    # A PV dom0 may have a PVH guest, but it does not hang itself.
+    # A PV dom0 may have a PVH guest, but does not hang itself.
     fault = judge.emulator_fault(console, ended if b.settings.dom0 == "pvh" else "") if b.xen else None
     return Result(code, reasons, logs, channel, console, time.monotonic() - began), fault
 
@@ -210,7 +210,7 @@ def wait_shell(qemu):
 
 
 def follow(qemu, logs, began, timeout, show, show_console, debian):
-    """Wait until QEMU ends; returns how it ended."""
+    """Wait until QEMU ends, and return how it ended."""
     console, channel = Follower(logs / "console.log"), Follower(logs / "channel.log")
     milestones = [*MILESTONES, *(DEBIAN_MILESTONES if debian else ())]
     deadline = began + timeout

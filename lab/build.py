@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Build the kernel, the hypervisor and the initramfs; only what changed is rebuilt."""
+"""Build the kernel, the hypervisor and the initramfs; rebuild only what changed."""
 import gzip
 import os
 import re
@@ -16,7 +16,7 @@ from util import BUILD, CPUS, LAB, LOGS, REPO, Fail, Progress, clean_env, output
 
 SRC, OBJ = BUILD / "src", BUILD / "obj"
 COMPILER = "ccache gcc"
-# Another clone finds the objects in the cache. Xen passes its header path to the assembler as an absolute path, which
+# Let other clones find the objects in the cache. Xen passes its header path to the assembler as an absolute path, which
 # ccache cannot make relative.
 ENV = {
     "CCACHE_BASEDIR": str(BUILD), "CCACHE_NOHASHDIR": "1", "CCACHE_IGNOREOPTIONS": "-Wa,-I*",
@@ -36,13 +36,13 @@ LEAVE_OUT = (
 
 
 def lock():
-    """One build at a time in this clone."""
+    """Allow one build at a time in this clone."""
     return util.lock(BUILD / ".lock", "another build in this clone")
 
 
 def check_place():
     if re.search(r"[\s:,]", str(REPO)):
-        raise Fail(f"the path {REPO} has a space, colon or comma, which Linux's build cannot take")
+        raise Fail(f"the path {REPO} has a space, colon or comma, which Linux's build cannot handle")
     need, free = 5, shutil.disk_usage(REPO).free >> 30
     if not (BUILD / "obj").exists() and free < need:
         raise Fail(f"disk full: {free} GiB free in {REPO}, {need} GiB are needed")
@@ -52,7 +52,7 @@ def copy_of(user_tree, name, managed):
     """A copy of a user's source tree under build/, without build products."""
     user_tree = Path(user_tree).expanduser().resolve()
     if not (user_tree / "Makefile").is_file():
-        raise Fail(f"{user_tree} is no source tree (no Makefile in it)")
+        raise Fail(f"{user_tree} is not a source tree (it has no Makefile)")
     copy = SRC / name
     copy.mkdir(parents=True, exist_ok=True)
     ignored = output(["git", "-C", user_tree, "-c", "safe.directory=*", "ls-files", "-oi", "--exclude-standard",
@@ -66,10 +66,10 @@ def copy_of(user_tree, name, managed):
 
 
 def source(kind, fetched, user_tree, parts, mark, lab_patches=()):
-    """The folder of a source tree with our parts in it.
+    """The folder of a source tree that contains our parts.
 
-    A user's tree that has the file `mark` holds the work already: it is used as it is.
-    lab_patches: what this lab needs besides, where it applies.
+    A user's tree that has the file `mark` already has our parts, and is used as it is.
+    lab_patches: what the lab needs in addition, if it applies.
     """
     whole, patches = parts
     if not user_tree:
@@ -101,7 +101,7 @@ def linux_source(version, user_tree=None):
 
 
 def xen_source(user_tree=None, stock=False, drafts=False):
-    """stock: without our parts, for comparison; drafts: with the oddities that the drafts of the interface had."""
+    """stock: without our parts, for comparison; drafts: with the quirks of the drafts of the interface."""
     name = "xen-stock" if stock else "xen-drafts" if drafts else "xen"
 
     def fetched():
@@ -113,7 +113,7 @@ def xen_source(user_tree=None, stock=False, drafts=False):
         return ours
 
     if drafts and user_tree:
-        raise Fail("the drafts' oddities cannot be put into a tree of your own: leave XEN_TREE out")
+        raise Fail("the quirks of the drafts cannot be added to your own tree: leave out XEN_TREE")
     whole, ours = ({}, []) if stock else overlay.xen_parts()
     if drafts:
         ours = [*ours, *sorted((LAB / "patches/xen-drafts").glob("*.patch"))]
@@ -127,7 +127,7 @@ def make(what, log, folder, *args, progress=None, append=False):
 
 
 def progress(what, image, name):
-    """objects.txt has the number of objects of a first build; that of a later one is unknown."""
+    """objects.txt has the number of objects of a first build; that of later builds is unknown."""
     totals = dict(line.split() for line in (LAB / "objects.txt").read_text().splitlines() if not line.startswith("#"))
     return Progress(what, 0 if image.exists() else int(totals.get(name, 0)))
 
@@ -158,7 +158,7 @@ class Kernel:
         if write_config(fragment, *self.fragments) or not config.exists() or config.stat().st_mtime < max(kconfigs):
             self.make("kernel configuration", f"KCONFIG_ALLCONFIG={fragment}", "allnoconfig")
             os.utime(config)
-            # As Kconfig takes it: of two lines for a symbol, the last counts.
+            # Like Kconfig: the last line for a symbol counts.
             asked = dict(re.findall(r"^(CONFIG_\w+)=(.*)$", fragment.read_text(), re.M))
             asked = {f"{symbol}={value}" for symbol, value in asked.items() if value != "n"}
             missing = sorted(asked - set(config.read_text().splitlines()))
@@ -203,7 +203,7 @@ def unpacked_image(path):
     """The content of the user's hypervisor binary, checked to be complete and bootable."""
     path = Path(path).expanduser().resolve()
     if path.is_dir():
-        raise Fail(f"XEN_IMAGE={path}: this is a folder; give the hypervisor's file, xen or xen.gz")
+        raise Fail(f"XEN_IMAGE={path}: this is a folder; name the hypervisor's file, xen or xen.gz")
     if not path.is_file():
         raise Fail(f"XEN_IMAGE={path}: no such file")
     data = path.read_bytes()
@@ -220,7 +220,7 @@ def unpacked_image(path):
 
 
 def elf_size(data):
-    """How large a 32-bit ELF file must be to hold its headers and segments."""
+    """The size that a 32-bit ELF file must have to contain its headers and segments."""
     if len(data) < 52:
         return 52
     phoff, phentsize, phnum = *struct.unpack_from("<I", data, 28), *struct.unpack_from("<HH", data, 42)
@@ -233,24 +233,24 @@ def elf_size(data):
 
 
 def image_of(path):
-    """The user's hypervisor binary, unpacked if it is compressed."""
+    """The user's hypervisor binary, unpacked if compressed."""
     image = OBJ / "xen-image"
     write_if_changed(image, unpacked_image(path))
     return image
 
 
 def guest_source(kernel):
-    """What runs in the guest: as the kernel's version has it, or ours if a user's tree comes without."""
+    """The folder of what runs in dom0: the one for the kernel's version, or ours if a user's tree has none."""
     return next(path for tree in (kernel.src, REPO) if (path := tree / "tools/testing/xen-iommu").is_dir())
 
 
 def programs_root(name, unpacked, *programs):
-    """A folder for the guest's root with programs of Debian packages that are unpacked, and the libraries they need."""
+    """A folder for dom0's root with programs from unpacked Debian packages, and the libraries that they need."""
     root, libs = OBJ / f"{name}-root", "usr/lib/x86_64-linux-gnu"
     places = ":".join(sorted({str(path.parent) for path in unpacked.rglob("*.so.*")}))
     text = output(["env", f"LD_LIBRARY_PATH={places}", "ldd", *programs]) or ""
     if missing := re.findall(r"(\S+) => not found", text):
-        raise Fail(f"{name} needs {' '.join(missing)}, which no package brings")
+        raise Fail(f"{name} needs {' '.join(missing)}, which no package contains")
     with lock():
         shutil.rmtree(root, ignore_errors=True)
         for folder in ("lib64", libs, *(path.relative_to(unpacked).parent for path in programs)):
@@ -265,7 +265,7 @@ def programs_root(name, unpacked, *programs):
 
 
 def initramfs(kernel):
-    """The guest's root file system: busybox, and what tools/testing/xen-iommu installs."""
+    """dom0's root file system: busybox, and what tools/testing/xen-iommu installs."""
     out, root = OBJ / f"guest-{kernel.obj.name}", OBJ / f"root-{kernel.obj.name}"
     log = LOGS / "build" / f"guest-{kernel.obj.name}.log"
     shutil.rmtree(root, ignore_errors=True)
@@ -274,7 +274,7 @@ def initramfs(kernel):
     shutil.copy("/bin/busybox", root / "bin/busybox")
     guest = guest_source(kernel)
     if (guest / "Makefile").exists():
-        say("building the guest's tests")
+        say("building dom0's tests")
         make("guest's tests", log, guest, f"KDIR={kernel.obj}", f"O={out}", f"DESTDIR={root}", f"CC={COMPILER}",
              "install")
     image = OBJ / f"initrd-{kernel.obj.name}.gz"
@@ -285,7 +285,7 @@ def initramfs(kernel):
 
 def initramfs_extra(env, run_command, extra, below=""):
     """
-    The part that differs from boot to boot: a second, compressed cpio archive to append to the first. `below` is where
+    The part that differs between boots: a second, compressed cpio archive to append to the first. `below` is where
     the user's files go.
     """
     files = {"etc/lab/env": (0o644, "".join(f"{k}={v}\n" for k, v in env.items()).encode())}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """make deb: packages of the kernel and of the hypervisor for a Debian 13 host, in build/deb/.
 
-The kernel's are made by its own bindeb-pkg, the hypervisor's by Debian's source package with our series at the end of its own.
+The kernel's own bindeb-pkg makes its packages; the hypervisor's come from Debian's source package with our series added.
 """
 import os
 import re
@@ -14,7 +14,7 @@ import series
 from util import BUILD, CPUS, LAB, LOGS, REPO, Fail, clean_env, output, run, say, write_if_changed
 
 OUT = BUILD / "deb"
-# Debian's configurations name keys that only Debian has.
+# Debian's configurations refer to keys that only Debian has.
 NOT_OURS = {"SYSTEM_TRUSTED_KEYS": '""', "SYSTEM_REVOCATION_KEYS": '""'}
 
 
@@ -30,7 +30,7 @@ class UserKernel(build.Kernel):
     def configure(self):
         text = self.user_config.read_text()
         if "CONFIG_64BIT=y" not in text:
-            raise Fail(f"CONFIG={self.user_config} is no configuration of a 64-bit kernel")
+            raise Fail(f"CONFIG={self.user_config} is not a configuration of a 64-bit kernel")
         for name, value in {**NOT_OURS, "XEN_IOMMU": "y"}.items():
             text = re.sub(rf"^(# )?CONFIG_{name}[= ].*\n", "", text, flags=re.M) + f"CONFIG_{name}={value}\n"
         self.obj.mkdir(parents=True, exist_ok=True)
@@ -79,7 +79,7 @@ def xen(lab):
     changelog.write_text(f"xen ({version}) UNRELEASED; urgency=medium\n\n  * Add the PV-IOMMU hypercall.\n\n"
                          f" -- {who['GIT_AUTHOR_NAME']} <{who['GIT_AUTHOR_EMAIL']}>  {date}\n\n" + changelog.read_text())
     run("applying Debian's patches and ours", ["dpkg-source", "--before-build", "."], log, cwd=tree, append=True)
-    # Debian's rules build all of Xen; of them, this is what makes the hypervisor's package.
+    # Debian's rules build all of Xen; this is the part that makes the hypervisor's package.
     (tree / "debian/hypervisor.mk").write_text(HYPERVISOR)
     run("packing Xen", ["make", f"-j{CPUS}", "-f", "debian/hypervisor.mk", "hypervisor"], log, cwd=tree,
         env=clean_env(**build.ENV), append=True)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
 """Debian as dom0's userland: an image that is built once and kept.
 
-The image holds nothing of the lab's: the initramfs copies that into it at each boot (tools/testing/xen-iommu/init). QEMU
+The image contains nothing of the lab: the initramfs copies that into it at each boot (tools/testing/xen-iommu/init). QEMU
 discards what a boot writes.
 """
 import hashlib
@@ -17,11 +17,11 @@ RELEASE = "trixie"
 PACKAGES = (
     "systemd-sysv", "udev", "kmod", "iproute2", "ethtool", "pciutils", "busybox-static",
     "xen-utils-4.20",
-    # For VFIO in dom0: its guest, too, is an emulated one.
+    # For VFIO in dom0, whose guest is also emulated.
     "qemu-system-x86",
-    # The guests' kernel, as it is.
+    # The guests' kernel, unmodified.
     "linux-image-cloud-amd64",
-    # What a kernel or hypervisor package needs to enter itself into the boot loader's menu.
+    # What kernel and hypervisor packages need to add themselves to the boot loader's menu.
     "initramfs-tools", "grub2-common",
 )
 LEFT_OUT = ("man", "doc", "locale", "info")
@@ -34,7 +34,7 @@ LOG = LOGS / "debian.log"
 
 
 def image():
-    """The ext4 image of Debian's root; the file is there only when it is complete."""
+    """The ext4 image of Debian's root; the file exists only when it is complete."""
     key = hashlib.sha256(repr((RELEASE, PACKAGES, OPTIONS, IMAGE_SIZE)).encode()).hexdigest()[:12]
     whole = CACHE / f"debian-{RELEASE}-{key}.ext4"
     with lock(CACHE / "debian.lock", "another lab that makes the Debian image"):
@@ -58,7 +58,7 @@ def make_image(whole):
         run("making the Debian image (mmdebstrap)",
             ["mmdebstrap", f"--mode={'root' if root else 'unshare'}", *OPTIONS, f"--include={','.join(PACKAGES)}",
              RELEASE, partial / "root.tar", f"deb [signed-by={fetch.KEYRING}] {uri} {RELEASE} main"], LOG, append=True)
-        # Files keep their owners: as root, or as root of a user namespace.
+        # Runs as root or as root of a user namespace, so that files keep their owners.
         run("making the Debian image (mke2fs)",
             [*(() if root else ("unshare", "--map-auto", "--map-root-user")), "sh", "-euc",
              'mkdir "$0/root"; tar -x -C "$0/root" --numeric-owner --exclude="./dev/*" -f "$0/root.tar"; rm "$0/root.tar"\n'
@@ -72,7 +72,7 @@ def make_image(whole):
 
 
 def initramfs_extra(kernel):
-    """What the image lacks, as an archive for the initramfs: the modules of dom0's kernel."""
+    """An archive for the initramfs of what the image lacks: the modules of dom0's kernel."""
     with build.lock():
         root = build.OBJ / f"modules-{kernel.obj.name}"
         shutil.rmtree(root, ignore_errors=True)

@@ -19,7 +19,7 @@ APT = CACHE / "apt"
 LOG = LOGS / "fetch.log"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 HELPER = "/usr/lib/apt/apt-helper"
-PAUSES = (1, 5, 15, None)       # seconds to wait after each failed try of a download
+PAUSES = (1, 5, 15, None)       # seconds to wait after each failed attempt to download
 NETWORK = ("-oAcquire::Retries=1", "-oAcquire::http::Timeout=20", "-oAcquire::https::Timeout=20")
 OFFLINE = re.compile(r"(Could not resolve|Temporary failure resolving|Could not connect|Unable to connect|Cannot initiate "
                      r"the connection|Network is unreachable|No route to host).*")
@@ -33,7 +33,7 @@ QEMU_PACKAGES = ("qemu-system-x86", "qemu-system-common", "qemu-system-data")
 
 
 def one_at_a_time(function):
-    """The cache is shared by all clones of this user."""
+    """Lock the cache, which all clones of this user share."""
     @functools.wraps(function)
     def locked(*args):
         with lock(CACHE / ".lock", "another lab that downloads or unpacks"):
@@ -55,7 +55,7 @@ def archives():
 
 
 def retry(what, cmd, pauses=PAUSES, **kw):
-    """Run an apt command that downloads; retry if it fails, unless there is no network."""
+    """Run an apt command that downloads; retry if it fails, unless the network is down."""
     cmd = [cmd[0], *NETWORK, *cmd[1:]]
     for pause in pauses:
         start = LOG.stat().st_size if LOG.exists() else 0
@@ -109,7 +109,7 @@ def unpack(what, feed, folder, strip):
 
 @one_at_a_time
 def linux(version):
-    """The unpacked pristine source of Linux `version`; returns its folder."""
+    """Unpack the pristine source of Linux `version`, and return its folder."""
     folder = BUILD / "src" / f"linux-{version}"
     if folder.is_dir():
         return folder
@@ -138,7 +138,7 @@ def linux(version):
 
 
 def xen_candidates():
-    """[(version, sha256, folder in the archive)] of Xen 4.20 tarballs to try, the best one first."""
+    """[(version, sha256, folder in the archive)] of Xen 4.20 tarballs to try, best first."""
     apt_update()
     for stanza in (output(["apt-cache", *apt_options(), "showsrc", "--only-source", "xen"]) or "").split("\n\n"):
         tarball = re.search(r"^ ([0-9a-f]{64}) \d+ xen_(4\.20\S+)\.orig\.tar\.xz$", stanza, re.M)
@@ -180,12 +180,12 @@ def xen_packaging():
             if tarball:
                 return tarball, packaging, revision
             tried.append(version)
-    raise Fail(f"Debian's archive has no whole source package of Xen {', '.join(tried)}; log: {LOG}")
+    raise Fail(f"Debian's archive has no complete source package of Xen {', '.join(tried)}; log: {LOG}")
 
 
 @one_at_a_time
 def xen():
-    """The unpacked pristine source of Xen 4.20; returns its folder."""
+    """Unpack the pristine source of Xen 4.20, and return its folder."""
     folder = BUILD / "src" / "xen-pristine"
     if folder.is_dir():
         return folder
@@ -208,7 +208,7 @@ def xen():
 
 @one_at_a_time
 def xen_arm64():
-    """A ready Xen for arm64, from the archive; returns its image."""
+    """Fetch a binary Xen for arm64 from the archive, and return its image."""
     image = CACHE / "xen-arm64"
     if image.exists():
         return image
@@ -241,7 +241,7 @@ def codename():
 
 
 def private_apt(name, suite):
-    """Options of an apt of our own that knows one suite, whose package lists are read."""
+    """Options for an apt of our own that knows one suite, with updated package lists."""
     apt = CACHE / f"apt-{name}"
     for path in ("lists/partial", "cache/archives/partial"):
         (apt / path).mkdir(parents=True, exist_ok=True)
@@ -276,7 +276,7 @@ def qemu(oldest):
     with new_folder(folder) as partial:
         for deb in debs:
             run(f"unpacking {deb.name}", ["dpkg-deb", "-x", deb, partial], LOG, append=True)
-        # QEMU expects its data in fixed places: tell it where they are.
+        # QEMU expects its data in fixed places, so tell it where they are.
         name = partial / start.name
         name.write_text('#!/bin/sh\nhere=$(dirname "$(readlink -f "$0")")\n'
                         'export QEMU_MODULE_DIR="$here/usr/lib/x86_64-linux-gnu/qemu"\n'
@@ -289,8 +289,8 @@ def qemu(oldest):
 @one_at_a_time
 def packages(name, title, *wanted):
     """
-    Packages of this machine's Debian and what they depend on, unpacked in a folder. A star at the end of a name stands
-    for what the ABI's version is there.
+    Packages of this machine's Debian and their dependencies, unpacked in a folder. A star at the end of a name stands
+    for the version of the ABI.
     """
     folder = BUILD / "src" / name
     if folder.is_dir():
@@ -300,7 +300,7 @@ def packages(name, title, *wanted):
     names = []
     for one in wanted:
         names += ((output(["apt-cache", *options, "pkgnames", one[:-1]]) or "").split() if one.endswith("*") else [one])
-    # Dependencies that this machine has are not downloaded; its own are used.
+    # Use this machine's own dependencies where it has them.
     retry(f"downloading {name}", ["apt-get", *options, "-y", "--no-install-recommends", "--download-only", "install",
                                   *names])
     with new_folder(folder) as partial:

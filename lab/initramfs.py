@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Write cpio archives ("newc") for the kernel's initramfs, the same bytes for the same files, without root."""
+"""Write reproducible cpio archives ("newc") for the kernel's initramfs, without root."""
 import stat
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def _pad(data):
 
 
 def _archive(entries):
-    """entries: {path: (mode, data, rdev)}; the folders above each are added."""
+    """entries: {path: (mode, data, rdev)}; parent folders are added."""
     for path in list(entries):
         for parent in Path(path).parents:
             if str(parent) != ".":
@@ -33,7 +33,7 @@ def newc(files):
 
 
 def newc_tree(root, below=""):
-    """An archive of what is in a folder, and a console for the first process; `below` is where the folder goes."""
+    """An archive of a folder's content, placed `below` a path, with a console for the first process."""
     entries = {"dev/console": CONSOLE}
     for path in Path(root).rglob("*"):
         mode = path.lstat().st_mode

@@ -2,7 +2,7 @@
 """Judge a boot by the guest's verdict channel and by what Linux and Xen wrote on the console."""
 import re
 
-# Reports of Linux or Xen that fail a boot whatever the guest says.
+# Reports from Linux or Xen that fail a boot, whatever the verdict.
 BAD = re.compile("|".join((
     r"\bWARNING: ",
     r"\bBUG: ",
@@ -23,23 +23,23 @@ BAD = re.compile("|".join((
     r"\(XEN\).*(Pagetable walk from|Early fatal|Watchdog timer fired)",
 )))
 
-# Console output that looks bad but is provably not ours: (expression, why). It is removed before judging.
+# Console output that looks bad but is known not to be our fault: (expression, why). Removed before judging.
 EXCEPTIONS = (
     (r"\(XEN\) WARNING: CONSOLE OUTPUT IS SYNCHRONOUS", "the lab asks for sync_console"),
     (r"unchecked MSR access error: RDMSR from 0xc0010055 .*\n(?:\(XEN\).*\n)*.*Call Trace:\n(?:.*\n){0,12}?.*</TASK>",
      "Linux looks for an AMD erratum in an MSR that Xen hides from a PV domain; the same without our work"),
     (r"-+\[ cut here \]-+\nWARNING: \S*arch/um/drivers/virtio_pcidev\.c:(?:.*\n)*?-+\[ end trace .*\n",
-     "User-mode Linux has PCI, but no device of its own for it; before the tests begin"),
+     "User-mode Linux has PCI, but no PCI device; before the tests begin"),
 )
 
-# Faults of QEMU's SVM emulation that kill a PVH dom0: states that no processor or software could cause, or that occur
+# Bugs of QEMU's SVM emulation that kill a PVH dom0: states that no processor or software could cause, or that occur
 # before any of our code runs. (expression, what it shows)
 EMULATION = (
     (r"\(XEN\) RIP: +e008:\S+\n\(XEN\) RFLAGS: \S+ +CONTEXT: hvm guest", "the guest's registers are Xen's own"),
     (r"RIP: 0010:asm_sysvec_xen_hvm_callback\+0x0/.*\n.*\n.* EFLAGS: 000000[0-9a-f][0-9a-f]\s",
      "an interrupt at the first instruction of an interrupt gate"),
 )
-# What dom0 prints once the driver starts.
+# Printed by dom0 once the driver starts.
 OURS_BEGINS = re.compile(r"xen-iommu: |Run /init as init")
 
 VERDICT = re.compile(r"^LAB-EXIT (\d+)\s*$", re.M)
@@ -74,16 +74,16 @@ def last_lines(console, count=5):
 
 
 def only_exit_code(reasons):
-    """Did only the command fail that the guest ran?"""
+    """True if nothing failed but the command that dom0 ran."""
     return len(reasons) == 1 and reasons[0].startswith("the guest's exit code is ")
 
 
 def judge(console, channel, ended):
     """(exit code, [reasons]): 0 and no reason only for a good boot.
 
-    channel: what the guest wrote on the verdict channel; ended: how QEMU ended: "off" (the guest switched
-    off), "time" (killed after the time-out), "silence" (killed as nothing was said while the kernel started),
-    or a text that says how QEMU failed.
+    channel: what the guest wrote to the verdict channel; ended: how QEMU ended: "off" (the guest powered
+    off), "time" (killed after the time-out), "silence" (killed since the console was silent at boot),
+    or a text that describes how QEMU failed.
     """
     reasons = []
     verdict = VERDICT.findall(channel)

@@ -23,11 +23,11 @@ from util import CPUS, LAB, LOGS, REPO, Fail, say, say_error
 from variables import check as check_variables, value as variable
 
 
-DEBIAN_PATIENCE = 3     # times as long as the initramfs may it take
+DEBIAN_PATIENCE = 3     # the initramfs' time limit times this
 
 
 class Lab:
-    """What the user's variables select, built when first asked for."""
+    """What the user's variables select, built on first use."""
 
     def __init__(self):
         self.version = variable("KERNEL", "7.3")
@@ -42,7 +42,7 @@ class Lab:
             icount=variable("ICOUNT", "0", ("0", "1")) == "1")
 
     def check(self):
-        """What would fail only after a long build, if it is wrong."""
+        """Check early what would otherwise fail only after a long build."""
         build.check_place()
         util.check_cache()
         boot.check_qemu(self.settings.qemu)
@@ -86,7 +86,7 @@ class Lab:
 
     @cached_property
     def drafts_xen(self):
-        """With the oddities that the drafts of the interface had; they are chosen by pv-iommu=drafts."""
+        """With the quirks of the drafts of the interface, which pv-iommu=drafts turns on."""
         return self.build_xen(drafts=True, flavour="debug", fragments=("xen-debug.config",))
 
     def build_xen(self, stock=False, drafts=False, **kw):
@@ -136,7 +136,7 @@ def shell(lab):
 def cases(by_name):
     """All test cases: every file of lab/tests has CASES, {name: function of the lab}.
 
-    by_name: also those that only run when somebody names them, in EXTRA.
+    by_name: include EXTRA, which run only when named.
     """
     found = {}
     sys.modules.setdefault("lab", sys.modules[__name__])
@@ -161,7 +161,7 @@ def test(lab):
         raise Fail(f"T={unknown[0]}: no such test; make test T=list shows them all")
     selected = {n: f for n, f in found.items() if not chosen or any(n.startswith(t) for t in chosen)}
     if sum(not name.startswith("lab-") for name in selected) > 4:
-        # Once, before the cases run side by side and each finds it built.
+        # Build once, before the cases run in parallel.
         lab.xen, lab.initrd  # pylint: disable=pointless-statement
     # A boot keeps one CPU busy most of the time.
     outcomes = run_all(selected, lab, CPUS)
@@ -180,8 +180,8 @@ def series(lab):
 
 
 def bench(lab):
-    """T= selects configurations by the beginnings of their names (the others' results are kept), RUN= what of
-    "kernel sizes dma vfio nvme" to measure.
+    """T= selects configurations by the start of their names, keeping the results of the others; RUN= selects what
+    to measure from "kernel sizes dma vfio nvme".
     """
     from bench.measure import bench as measure
     return measure(lab, variable("T").replace(",", " ").split(), variable("RUN", "kernel sizes dma vfio nvme"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Put our files and patches into a source tree, and take out what we no longer have.
+"""Add our files and patches to a source tree, and remove what we no longer have.
 
 Only files whose content changes are written, so that make rebuilds no more than that.
 """
@@ -20,8 +20,8 @@ XEN_DIRS = ("xen", "docs", "tools", "tests", "automation", "config")
 def linux_parts(version):
     """({path in the tree: our whole file}, [our patches]) for Linux `version`.
 
-    What an older version needs besides is in backports/<version>/: patches, also of our own files, which take
-    the place of those of the same path. left-out there lists what of ours is not for that version.
+    backports/<version>/ has what an older version needs in addition: patches, also of our own files, which replace
+    those of the same path. left-out there lists our files that are not for that version.
     """
     backports = REPO / "backports" / version
     absent = patterns(backports / "left-out")
@@ -62,13 +62,13 @@ def ignored(path):
 
 
 def targets(patch):
-    """Paths that a patch changes or makes."""
+    """Paths that a patch changes or creates."""
     found = re.findall(r"^(?:---|\+\+\+) (\S+)", patch.read_text(errors="replace"), re.M)
     return {name.split("/", 1)[1] for name in found if name != "/dev/null"}
 
 
 def created(patch):
-    """Paths that a patch makes."""
+    """Paths that a patch creates."""
     return set(re.findall(r"^--- /dev/null\n\+\+\+ [^/\s]+/(\S+)", patch.read_text(errors="replace"), re.M))
 
 
@@ -110,8 +110,8 @@ def hunks(patch):
 def apply_patch(folder, patch):
     """Apply a patch in `folder`.
 
-    Each hunk must match in full. Where its lines have moved, there must be only one place for it: a patch
-    that was made for another version must not go silently to where it does not belong.
+    Each hunk must match completely. If its lines have moved, there must be only one place for it: a patch
+    that was made for another version must not silently change the wrong place.
     """
     number, shift = {}, {}
     for before, after, line, old, new in hunks(patch):
@@ -129,7 +129,7 @@ def apply_patch(folder, patch):
                           "does not match" if path.exists() or not before else "has no such file"))
         at = expected if expected in places else places[0]
         lines[at:at + len(old)] = new
-        # As diff counts: both the offset and the change of length move what follows.
+        # As diff counts: both the offset and the change of length move later hunks.
         shift[name] = at - max(line - 1, 0) + len(new) - len(old)
         if not after:
             path.unlink()
@@ -147,13 +147,13 @@ def record_of(tree):
 
 
 def touched(tree):
-    """Paths that our parts have changed or made in a tree so far."""
+    """Paths that our parts have changed or created in a tree so far."""
     record = record_of(tree)
     return set(json.loads(record.read_text())) if record.exists() else set()
 
 
 def pristine(tree, patch):
-    """Where a fetched tree has the pristine files that a patch changes, all of them."""
+    """The folder with the pristine versions of all files of a fetched tree that patches change."""
     return tree.with_name(tree.name + ".orig") if targets(patch) <= touched(tree) else tree
 
 
@@ -190,10 +190,10 @@ def apply(tree, base, whole, patches):
 
 
 def result(base, whole, patches):
-    """{path: content} of all files that our parts touch, made from the pristine ones in `base`."""
+    """{path: content} of all files that our parts change, made from the pristine ones in `base`."""
     with tempfile.TemporaryDirectory(prefix="xen-iommu-") as tmp:
         tmp = Path(tmp)
-        # A patch may bring a file that stands whole, too: ours counts.
+        # A patch may create a file that we also have: ours counts.
         twice = set(whole) & set().union(*map(created, patches))
         for rel in set(whole).union(*map(targets, patches)) - twice:
             source = whole.get(rel, base / rel)

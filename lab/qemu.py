@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Build a QEMU with what no released one has: Debian's source with lab/patches/qemu, few devices, once for all clones.
+"""Build a QEMU with features that no release has: Debian's source with lab/patches/qemu and few devices, once for all clones.
 
-Its amd-iommu has the tables of guests, for nested translation. It takes ten minutes on two CPUs, and only tests that need
-it ask for it.
+Its amd-iommu supports guest tables, for nested translation. It takes ten minutes on two CPUs, and only tests that need
+it build it.
 """
 import fcntl
 import hashlib
@@ -16,21 +16,21 @@ from util import CACHE, CPUS, LAB, LOGS, Fail, Progress, clean_env, output, run,
 PATCHES = LAB / "patches/qemu"
 LOG = LOGS / "build/qemu.log"
 PYTHON = "/usr/bin/python3"
-# What the machines of the lab have.
+# Devices of the lab's machines.
 DEVICES = ("Q35", "AMD_IOMMU", "VTD", "EDU", "NVME_PCI", "E1000E_PCI_EXPRESS", "IGB_PCI_EXPRESS", "PCIE_PORT",
            "SPDM_SOCKET")
 CONFIGURE = ("--target-list=x86_64-softmmu", "--enable-system", "--enable-tcg", "--disable-user", "--disable-tools",
              "--disable-guest-agent", "--disable-docs", "--disable-werror", "--disable-download",
              "--without-default-features", "--without-default-devices", "--with-devices-x86_64=lab",
-             # The wire of a Debian dom0 ends in slirp; plugins make profiles.
+             # A Debian dom0's network needs slirp; profiles need plugins.
              "--enable-slirp", "--enable-plugins",
              f"--python={PYTHON}", "--cc=ccache gcc")
-# As on hardware, software need not flush what it adds.
+# As on hardware, software need not flush when it adds entries.
 ARGS = "-global amd-iommu.x-guest-translation=on -global amd-iommu.x-np-cache=off"
 
 
 def tarball():
-    """The upstream part of Debian's source package."""
+    """The upstream tarball of Debian's source package."""
     if found := sorted(CACHE.glob("qemu_*.orig.tar.xz")):
         return found[-1]
     fetch.apt_update()
@@ -65,7 +65,7 @@ def meson():
 def build(source, env):
     """Configure and build in source/build."""
     (source / "configs/devices/x86_64-softmmu/lab.mak").write_text("".join(f"CONFIG_{d}=y\n" for d in DEVICES))
-    # Debian's tarball has no firmware, and a Python module for its tests is not needed.
+    # Debian's tarball has no firmware, and a Python module is needed only for tests.
     (source / "pc-bios/meson.build").write_text("roms = []\n")
     toml = source / "pythondeps.toml"
     toml.write_text(re.sub(r"^pycotap = .*\n", "", toml.read_text(), flags=re.M))
@@ -93,7 +93,7 @@ def guest_translation():
         if start.exists():
             return str(start)
         run("installing what QEMU's build needs", ["sh", LAB / "bootstrap.sh", "packages", "packages-qemu.txt"], LOG)
-        # Always the same folder, so that ccache knows what an earlier set of patches has left as it was.
+        # Always the same folder, so that ccache finds what an earlier set of patches has not changed.
         archive, source = tarball(), CACHE / "qemu.source"
         shutil.rmtree(source, ignore_errors=True)
         fetch.unpack(archive.name, f"xz -dcT0 '{archive}'", source, 1)
@@ -105,7 +105,7 @@ def guest_translation():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         shutil.copy2(program, partial / "qemu")
-        # Firmware is that of Debian's packages.
+        # Firmware comes from Debian's packages.
         script = partial / start.name
         script.write_text('#!/bin/sh\nexec "$(dirname "$(readlink -f "$0")")/qemu" -L /usr/share/seabios '
                           '-L /usr/share/qemu "$@"\n')

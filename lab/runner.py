@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Run test cases side by side, each in a process of its own, and report them as TAP."""
+"""Run test cases in parallel, each in its own process, and report TAP."""
 import os
 import pickle
 import signal
@@ -61,7 +61,7 @@ class Child:
         self.began = time.monotonic()
 
     def end(self):
-        """After the process has ended: show what it printed, return how it ended."""
+        """After the process has ended, show its output and return its outcome."""
         for file in (self.output, self.result):
             file.seek(0)
         sys.stdout.write(self.output.read().decode(errors="replace"))
@@ -86,7 +86,7 @@ def side_by_side(selected, lab, jobs):
             if pid in running:
                 yield running.pop(pid).end()
     except KeyboardInterrupt:
-        # The terminal has interrupted them, too: let them stop what they have started.
+        # The terminal has interrupted them, too: let them clean up.
         for pid in running:
             os.waitpid(pid, 0)
         raise
@@ -99,7 +99,7 @@ def side_by_side(selected, lab, jobs):
 
 
 def run_all(selected, lab, jobs):
-    """Run the cases, print TAP; returns the outcomes."""
+    """Run the cases, print TAP, and return the outcomes."""
     print(f"TAP version 14\n1..{len(selected)}", flush=True)
     if jobs > 1 and len(selected) > 1:
         outcomes = side_by_side(selected, lab, jobs)

@@ -5,12 +5,12 @@ A series is a folder of texts: lab/series/xen, and each folder in lab/series/lin
 file "cover" is the cover letter: the subject, an empty line, and the rest. Each *.msg is one patch, in name order:
 
   Subject: <...>
-  Files: <files and patches of this repository that it carries, as shell patterns>
-  Without: <label> <path> <what of it is kept back: section "Title" ..., function name ..., or a regular expression>
-  Brings: <labels of what earlier patches have kept back>
+  Files: <files and patches of this repository that it contains, as shell patterns>
+  Without: <label> <path> <parts to leave out: section "Title" ..., function name ..., or a regular expression>
+  Brings: <labels of parts that earlier patches have left out>
   Large: <why it cannot be split, if it changes more than 500 lines>
 
-an empty line, and the reasoning. Without a subject, both are those of the first patch that it carries.
+an empty line, and the description. Without a subject, both are those of the first patch that it contains.
 """
 import email
 import email.policy
@@ -42,7 +42,7 @@ class Patch:
         self.without = [" ".join(value.split("\n")).split(" ", 2) for key, value in fields if key == "Without"]
 
     def adopt(self, carried):
-        """Take subject and reasoning from the head of a mail."""
+        """Take subject and description from the head of a mail."""
         mail = email.message_from_string(carried.read_text(), policy=email.policy.default)
         if not mail["Subject"]:
             raise Fail(f"{self.text_file.relative_to(REPO)} has no subject, and neither has {carried.name}")
@@ -62,12 +62,12 @@ class Patch:
 
 
 def patterns_of(what):
-    """Regular expressions for parts of a C file that stays neat without them."""
+    """Regular expressions for parts of a C file that can be left out cleanly."""
     kind, *names = shlex.split(what) if re.match(r"(section|function) ", what) else ("", what)
     if kind == "section":
         return [rf"^/\*\n \* {name}\n \*/\n(?s:.*?)(?=^/\*\n \* [^\n]*\n \*/\n)" for name in names]
     if kind == "function":
-        # With the comment right above it, and the empty line below.
+        # Including the comment right above it and the empty line below.
         return [rf"(?:^/\*(?:(?!\*/)(?s:.))*\*/\n)?^(?:static|struct) [^;{{}}()]*\b{name}\([^;{{}}]*\)\n\{{\n(?s:.*?)^\}}\n\n"
                 for name in names]
     return names
@@ -80,12 +80,12 @@ def folders(kind):
 
 
 def plan(kind, parts):
-    """[(series, patch, whole files up to it, patches up to it)]; everything that we have is in exactly one patch."""
+    """[(series, patch, whole files up to it, patches up to it)]; everything is in exactly one patch."""
     whole, patches = parts
     root = REPO / ("xen" if kind == "xen" else "")
 
     def name(path):
-        """A backport belongs to what it changes."""
+        """A backport belongs to the file that it changes."""
         rel = path.relative_to(root)
         return "/".join(rel.parts[2:] if rel.parts[0] == "backports" else rel.parts)
 
@@ -145,7 +145,7 @@ def repository(folder, base, paths):
 
 
 def pristine(kind, lab):
-    """Where the unchanged source is: a folder, or what is used like one."""
+    """The unchanged source: a folder, or an object that is used like one."""
     if kind == "xen":
         return Path(lab.xen_tree).resolve() if lab.xen_tree else fetch.xen()
     return Path(lab.linux_tree).resolve() if lab.linux_tree else PristineLinux(fetch.linux(lab.version))
@@ -163,7 +163,7 @@ class PristineLinux:
 
 
 def cover(path, text_file):
-    """Put our text into the cover letter that git has made."""
+    """Put our text into git's cover letter."""
     subject, _, body = text_file.read_text().partition("\n\n")
     letter = path.read_text()
     letter = letter.replace("*** SUBJECT HERE ***", subject.removeprefix("Subject: ").strip())
@@ -171,7 +171,7 @@ def cover(path, text_file):
 
 
 def write(kind, lab):
-    """Write the series to build/series; returns [(what it is made from, its file)] of the patches, in order."""
+    """Write the series to build/series; return [(its Patch, its file)] of the patches, in order."""
     parts = overlay.xen_parts() if kind == "xen" else overlay.linux_parts(lab.version)
     steps, base = plan(kind, parts), pristine(kind, lab)
     if not steps:

@@ -24,11 +24,11 @@ _start = time.monotonic()
 
 
 class Fail(Exception):
-    """A failure that one line tells the user."""
+    """A failure to report to the user in one line."""
 
 
 def check_cache():
-    """Fail unless downloads can be stored."""
+    """Fail if downloads cannot be stored."""
     try:
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=CACHE):
@@ -44,18 +44,18 @@ def say(text):
 
 
 def die_with_parent(how=signal.SIGKILL):
-    """In a child: get the signal `how` when the lab dies, however it dies."""
+    """In a child: get the signal `how` when the lab dies, for whatever reason."""
     PR_SET_PDEATHSIG = 1
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, how)
 
 
 def terminate_with_parent():
-    """The same for make and the like, which tidy up and end their own children first."""
+    """The same for make and the like, which first clean up and end their own children."""
     die_with_parent(signal.SIGTERM)
 
 
 def clean_env(**more):
-    """Our environment without what the calling make put there for its own children."""
+    """Our environment without what the calling make added for its children."""
     drop = ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "MAKEOVERRIDES", "GNUMAKEFLAGS", "KERNEL", "IOMMU",
             "DOM0", "ROOT", "CONFIG", "RUN", "O", "V", "C", "W", "M", "ARCH", "CROSS_COMPILE")
     env = {k: v for k, v in os.environ.items() if k not in drop}
@@ -76,7 +76,7 @@ def _reason(log, start=0):
 
 
 def run(what, cmd, log, *, cwd=None, env=None, progress=None, append=False):
-    """Run a step with its output in `log`; a Progress counts its lines and says how far it is."""
+    """Run a step with its output in `log`; a Progress counts its lines and reports how far it is."""
     log = Path(log)
     log.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -104,7 +104,7 @@ def run(what, cmd, log, *, cwd=None, env=None, progress=None, append=False):
 
 
 class Progress:
-    """Counts the objects that a build makes, and reports them every 20 seconds with an estimate of the time left."""
+    """Counts the objects of a build, and reports every 20 seconds with an estimate of the time left."""
     OBJECT = re.compile(r"  (?:CC|AS)(?:\s+\[M\])?\s|\[\d+/(\d+)\] ")      # of make, and of ninja, which knows the total
     PAUSE = 20
 
@@ -124,7 +124,7 @@ class Progress:
             say(f"  {self.what}: {self.text(now - self.began)}")
 
     def text(self, seconds):
-        """Without a total, or past it, there is no estimate."""
+        """Without a total, or beyond it, there is no estimate."""
         if not self.total or self.count > self.total:
             return f"{self.count:,} objects"
         left = seconds / self.count * (self.total - self.count)
@@ -133,7 +133,7 @@ class Progress:
 
 
 def kill_group(proc):
-    """End a process and its children: those that tidy up on SIGTERM get ten seconds to do so."""
+    """End a process and its children, with ten seconds for cleaning up after SIGTERM."""
     # A second Ctrl-C must not interrupt this.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
@@ -152,7 +152,7 @@ def kill_group(proc):
 
 @contextmanager
 def new_folder(folder):
-    """A folder to fill: it gets its name when it is complete, and is removed if that fails."""
+    """A folder to fill: it gets its final name when it is complete, and is removed on failure."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -166,7 +166,7 @@ def new_folder(folder):
 
 @contextmanager
 def lock(path, waiting):
-    """Hold a lock file; say `waiting` if another process has it."""
+    """Hold a lock file; report `waiting` if another process has it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as f:
         try:
@@ -192,7 +192,7 @@ def qemu_version(program):
 
 
 def write_if_changed(path, data):
-    """Leave the file alone, and its time stamp, if it has this content."""
+    """Do not touch the file, or its time stamp, if it already has this content."""
     path = Path(path)
     if isinstance(data, str):
         data = data.encode()
@@ -201,7 +201,7 @@ def write_if_changed(path, data):
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".lab-new")
     new.write_bytes(data)
-    new.rename(path)        # at once, and never into another hard link of the file
+    new.rename(path)        # atomically, and not into other hard links of the file
     return True
 
 

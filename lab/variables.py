@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The variables that a user gives to make: which exist, which commands use each, and what they may contain."""
+"""The variables that a user gives to make: which exist, which commands use them, and what they may contain."""
 import difflib
 import os
 import re
@@ -10,7 +10,7 @@ from util import Fail
 
 EVERY = "run test shell series deb bench"
 BOOTING = "run test shell bench"
-# {name: the commands that it makes a difference to}
+# {name: commands that use it}
 COMMANDS = {
     "DOM0": "run test shell",
     "ROOT": "run shell",
@@ -32,7 +32,7 @@ COMMANDS = {
 
 
 def given(makeflags):
-    """Names of the variables on make's own command line, from the MAKEFLAGS that make hands on."""
+    """Names of the variables on make's command line, from MAKEFLAGS."""
     _, found, variables = f" {makeflags}".partition(" -- ")
     words = re.findall(r"(?:\\.|[^\s\\])+", variables if found else "", re.S)
     return [re.split(r"[:?+!]*=", word, maxsplit=1)[0] for word in words if "=" in word]
@@ -68,7 +68,7 @@ def words(name):
 
 
 def check(command):
-    """Refuse what is misspelt, useless or wrong, before anything is built."""
+    """Refuse misspelt, useless or wrong variables before anything is built."""
     for name in given(os.environ.get("MAKEFLAGS", "")):
         if name not in COMMANDS:
             close = difflib.get_close_matches(name.upper(), COMMANDS, 1)

@@ -5,9 +5,9 @@ from machines import LAZY, STRICT
 
 TRANSLATE = "iommu.passthrough=0"
 
-# More memory than for the tests: 512 MiB of user memory and 1 GiB from 256 MiB on are mapped.
+# More memory than for the tests, which maps 512 MiB of user memory, and 1 GiB from 256 MiB on.
 QEMU_ARGS = "-m 2560"
-# Xen's warning of a synchronous console takes three seconds, which is three billion instructions.
+# Avoid Xen's warning about a synchronous console, which takes three seconds, or three billion instructions.
 XEN_ARGS = "dom0_mem=1536M no-sync_console"
 
 CONFIGURATIONS = {
@@ -19,15 +19,15 @@ CONFIGURATIONS = {
     # QEMU does the device's side of the work, which is not counted. With a disk, the machine hangs on shutdown.
     "bare-virtio-strict": dict(xen=None, iommu="none", expect="translated", dom0_args=STRICT,
                                qemu_args="-device virtio-iommu-pci", disk=False),
-    # No translation: Linux on Xen without our driver.
+    # Without translation: Linux on Xen without our driver.
     "swiotlb-pv": dict(dom0="pv", iommu="vtd", expect="none", dom0_args="xen_iommu.enable=0",
                        what="kernel dma nvme"),
     **{f"{dom0}-{iommu}-{mode}": dict(dom0=dom0, iommu=iommu, expect="translated", dom0_args=f"{arg} {TRANSLATE}")
        for dom0 in ("pvh", "pv") for iommu in ("vtd", "amd") for mode, arg in (("strict", STRICT), ("lazy", LAZY))},
 }
 
-# On the QEMU that translates guest tables. Its IOMMU does not say that it may cache what is not present, as virtual ones do;
-# native Linux would flush whenever it maps.
+# On the QEMU that translates guest tables. Unlike other virtual IOMMUs, it does not report that it may cache absent entries;
+# otherwise native Linux would flush whenever it maps.
 CONFIGURATIONS.update({
     **{f"bare-amd-{version}-{mode}": dict(xen=None, iommu="amd", expect="translated", guest_tables=True,
                                           dom0_args=f"{arg} amd_iommu=pgtbl_{version}")
@@ -40,8 +40,8 @@ CONFIGURATIONS.update({
                                dom0_args="iommu.passthrough=1", what="kernel nvme"),
 })
 
-# fio, with a plugin of QEMU that counts instructions: the clock would count what the CPU waits, too. Xen is told that the
-# TSC is stable, as that of real processors is, and leaves it to dom0.
+# fio, with a QEMU plugin that counts instructions: the clock would also count the time that the CPU waits. Xen is told that the
+# TSC is stable, as on real processors, and so does not emulate it for dom0.
 FIO = ("bare-amd-passthrough", "bare-amd-v1-lazy", "bare-amd-v2-lazy", "nested-passthrough", "nested-lazy", "nested-strict",
        "pvh-amd-lazy")
 CONFIGURATIONS.update({f"fio-{name}": {**CONFIGURATIONS[name], "what": "fio", "guest_tables": True,
@@ -53,9 +53,9 @@ THREADED = [n for n in CONFIGURATIONS if n.startswith(("bare-vtd", "pvh-vtd", "p
 CONFIGURATIONS.update({f"threads-{name}": {**CONFIGURATIONS[name], "what": "threads", "cpus": 2, "icount": False}
                        for name in THREADED})
 
-# Profiled in another run, to show where the instructions go.
+# Profiled in a separate run, to show where the instructions go.
 PROFILED = ("bare-vtd-strict", "pvh-vtd-strict", "pv-vtd-strict")
-# What of that the report shows; results.json has all.
+# Profiles in the report; results.json has all of them.
 PROFILED_LOOPS = ("single-1", "single-512", "sg-64", "type1-512-small", "iommufd-512-small", "pin-512-small")
 
 # Columns of the main table: (heading, loop).
@@ -70,8 +70,8 @@ VFIO = tuple((f"{door} {mib} MiB{'' if pages == 'huge' else ', small pages'}", f
 NVME = (("random 4 KiB", "nvme-random-4k"), ("sequential 128 KiB", "nvme-sequential-128k"))
 FIO_LOOPS = (("random 4 KiB, depth 1", "fio-randread-4k-1"), ("random 4 KiB, depth 32", "fio-randread-4k-32"),
              ("sequential 128 KiB, depth 32", "fio-read-128k-32"))
-# How many reads: the difference of the two is what counts.
+# Numbers of reads: the difference of the two runs counts.
 FIO_OPS = (200, 2200)
-# By the beginnings of the names: which one does the same I/O with no IOMMU of Linux's.
+# By the start of the names: the configuration with the same I/O but no IOMMU in Linux.
 WITHOUT_IOMMU = {"bare": "bare-none", "pvh": "pvh-none", "pv": "swiotlb-pv", "swiotlb": "swiotlb-pv"}
 SIZES = tuple(2 ** i for i in range(17))

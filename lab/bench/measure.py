@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""make bench: boot the configurations, collect what the guests count, and write the results."""
+"""make bench: boot the configurations, collect their counts, and write the results."""
 import json
 import re
 import shlex
@@ -65,7 +65,7 @@ def seen(console):
 
 
 def profile(lab, name, what="kernel vfio nvme"):
-    """Boot it with a plugin that counts what runs between the guest's marks; a table of functions for each loop."""
+    """Boot with a plugin that counts what runs between the guest's marks; return a table of functions for each loop."""
     plugin = BUILD / "obj/libprofile.so"
     run("QEMU plugin", [*build.COMPILER.split(), "-O2", "-shared", "-fPIC", "-fvisibility=hidden",
                         f"-DPLUGIN_API={3 if qemu_version(program(lab, name)) >= (9, 1) else 1}",
@@ -74,7 +74,7 @@ def profile(lab, name, what="kernel vfio nvme"):
     result = measure(lab, name, what, ["-plugin", f"{plugin},out=profile"])
     linux = symbols.Symbols(lab.kernel.obj / "vmlinux")
     xen = symbols.Symbols(build.OBJ / "xen-release/xen-syms")
-    # The guest marks each loop that it reports, in that order, and warms up without a mark.
+    # The guest marks each loop that it reports, in the same order, and warms up without a mark.
     sections = [loop for loop, entry in result["loops"].items() if entry.get("rounds")]
     found = {}
     for number, loop in enumerate(sections, 1):
@@ -103,9 +103,9 @@ def dump(results):
 
 
 def bench(lab, chosen, what):
-    """chosen: beginnings of names of configurations, all if empty; what: parts of the guest's script.
+    """chosen: first parts of names of configurations, all if empty; what: parts of the guest's script.
 
-    The results of configurations that are not chosen are kept: each has its versions.
+    The results of other configurations are kept; each has its versions.
     """
     every = [*CONFIGURATIONS, *(f"{PROFILE}{name}" for name in PROFILED)]
     if unknown := [t for t in chosen if not any(name.startswith(t) for name in every)]:
@@ -130,7 +130,7 @@ def bench(lab, chosen, what):
         except Fail as failure:
             failed.append(name)
             say(str(failure))
-        # After each one, so that a run that is stopped leaves its results.
+        # After each configuration, so that an interrupted run leaves its results.
         text = report.report(results)
         path.write_text(dump(results))
         plot.draw(results, folder / "results.svg")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The figure of "make bench": what mapping and unmapping costs natively, with this driver, and with others."""
+"""The figure of "make bench": the cost of mapping and unmapping natively, with this driver, and with others."""
 from bench.report import Figure, per_op
 
 # (label, configuration, colour)
@@ -30,7 +30,7 @@ def draw(results, path):
     """Write the figure to `path`, whose suffix is its format."""
     import matplotlib
     matplotlib.use("Agg")
-    # The same data give the same file.
+    # The same data must give the same file.
     matplotlib.rcParams.update({"svg.hashsalt": "xen-iommu", "svg.fonttype": "none", "font.size": 11, "hatch.linewidth": 0.6})
     from matplotlib import pyplot
     from matplotlib.patches import Patch

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The page of tables that "make bench" writes, in Markdown. What was measured is in the JSON file beside it."""
+"""The page of tables that "make bench" writes, in Markdown. The data is in the JSON file next to it."""
 from bench.configurations import FIO_LOOPS, FIO_OPS, LOOPS, NVME, SIZES, VFIO
 
 
 class Figure:
-    """What one loop took for each operation, in instructions."""
+    """The cost of one loop per operation, in instructions."""
 
     def __init__(self, loops, loop):
         entry = loops.get(loop)
@@ -13,7 +13,7 @@ class Figure:
         if not self.there:
             return
         ops = entry["ops"]
-        # A round includes the end of one clock read and the beginning of the other: together one read.
+        # A round includes the end of one clock read and the beginning of another, together one read.
         self.total = (entry["ns"] - entry["rounds"] * per_op(loops, "clock")) / ops
         self.traps = entry.get("hypercalls", 0) / ops
         self.work = self.total - self.traps * per_op(loops, "noop")
@@ -29,7 +29,7 @@ def both_ways(loops, loop):
 
 
 def number(value, unit):
-    """Three significant digits, as far as they matter."""
+    """Up to three significant digits."""
     value /= unit
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
 
@@ -49,7 +49,7 @@ def cell(figures, unit):
 
 
 def table(results, heads, row):
-    """row(loops): the cells of a configuration; those that have none are left out."""
+    """row(loops): the cells of a configuration; configurations without any are left out."""
     lines = [["configuration", *heads], ["---"] * (len(heads) + 1)]
     lines += [[name, *cells] for name, cells in
               ((name, row(c["loops"])) for name, c in results["configurations"].items()) if any(c != "-" for c in cells)]
@@ -128,35 +128,35 @@ def report(results):
 
 Measured: {used(results)}.
 
-QEMU runs one CPU with `-icount shift=0`, so the guest's clock counts instructions, those of the hypervisor included. A cell is
-map / unmap [traps into Xen of each]. It leaves out the cost of the traps, which differs most between an emulator and a
-processor: each costs what an empty hypercall does in the same boot, in the column noop. `bare` is Linux without Xen,
-`virtio` has QEMU's virtio-iommu, whose device side is not counted, `nested` is a PVH dom0 with nested translation on AMD-Vi,
-`amd-v1` and `amd-v2` are native Linux with the two table formats of AMD-Vi and without NpCache, for which Linux would flush
-whenever it maps, `passthrough` is without translation (these are on the lab's own QEMU); `swiotlb` is a PV dom0 without an IOMMU driver;
-`strict` and `lazy` are the modes of `iommu.strict=`. `results.json` has all of them, and profiles by function.
+QEMU runs one CPU with `-icount shift=0`, so the guest's clock counts instructions, including the hypervisor's. A cell is map /
+unmap [traps into Xen of each]. It excludes the cost of the traps, which differs most between an emulator and real hardware: each
+trap costs as much as an empty hypercall in the same boot (column noop). `bare` is Linux without Xen; `virtio` has QEMU's
+virtio-iommu, whose device side is not counted; `nested` is a PVH dom0 with nested translation on AMD-Vi; `amd-v1` and `amd-v2` are
+native Linux with the two table formats of AMD-Vi, without NpCache, with which Linux would flush whenever it maps; `passthrough` is
+without translation (the last four run on the lab's own QEMU); `swiotlb` is a PV dom0 without an IOMMU driver; `strict` and `lazy`
+are the modes of `iommu.strict=`. `results.json` has all results, and profiles by function.
 
 ## DMA API, thousands of instructions
 
 {dma(results)}
-## iommu_map() and iommu_unmap(), and the life of a domain (made, device attached and detached, freed), thousands of instructions
+## iommu_map() and iommu_unmap(), and the life of a domain (allocated, device attached and detached, freed), thousands of instructions
 
 {domains(results)}
-## VFIO and iommufd, millions of instructions, including the pinning of the pages
+## VFIO and iommufd, millions of instructions, including pinning
 
 {vfio(results)}
 ## One NVMe read at a time, thousands of instructions; memory for a mapping of small pages, KiB per GiB
 
-What the CPU does while it waits for the disk counts as well, so small differences mean nothing.
+Instructions while waiting for the disk count as well, so small differences are not significant.
 
 {devices(results)}
-## fio reads from an NVMe disk, thousands of instructions for each read
+## fio reads from an NVMe disk, thousands of instructions per read
 
-Linux + Xen [exits to Xen, hypercalls of the driver]. A plugin of QEMU counts what the CPU executes; what it waits is not counted.
+Linux + Xen [exits to Xen, hypercalls of the driver]. A QEMU plugin counts executed instructions, not the time spent waiting.
 
 {fio(results)}
-## Two CPUs that map and unmap for one device
+## Two CPUs that map and unmap for the same device
 
-Time for both to finish, relative to one CPU alone (1: neither waits for the other, 2: one always waits), by the host's clock:
+Time for both to finish, relative to one CPU alone, by the host's clock (1: neither waits for the other, 2: one always waits):
 {threads(results)}.
 """

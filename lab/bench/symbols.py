@@ -43,7 +43,7 @@ def profile(path, linux, xen):
 
 
 def runs(path, symbols, function):
-    """How often a function was called in that section."""
+    """The number of calls of a function in that section."""
     places = {start for start, name in zip(symbols.starts, symbols.names) if name == function}
     return sum(int(times) for address, _, times in map(str.split, path.read_text().splitlines()) if int(address, 16) in places)
 

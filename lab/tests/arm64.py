@@ -68,5 +68,5 @@ def arm64(lab):
 
 
 CASES = {}
-# A kernel of its own to build: only by name.
+# This builds another kernel, so it runs only by name or with T=all.
 EXTRA = {"stand-back-arm64": arm64}

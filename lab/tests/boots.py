@@ -9,7 +9,7 @@ from util import REPO, Fail
 
 
 def booted(lab, name, **kw):
-    """Boot and fail unless the guest and the console say that all is well."""
+    """Boot, and fail unless the verdict and the console are good."""
     result = lab.boot(f"test/{name}", **kw)
     if result.code:
         raise Fail("\n".join([*explain(result), f"log: {result.logs.relative_to(REPO)}/console.log"]))
@@ -17,7 +17,7 @@ def booted(lab, name, **kw):
 
 
 def fits(dom0, iommu):
-    """Skip machines other than the one that the user asked for."""
+    """Skip machines other than the one that the user has requested."""
     for variable, value in (("DOM0", dom0), ("IOMMU", iommu)):
         if os.environ.get(variable, value) != value:
             raise Skip(f"{variable}={os.environ[variable]}")
@@ -36,21 +36,21 @@ def stands_back(name, expect="none", **kw):
 
 def fuzz(dom0, iommu):
     """
-    The hypercall without the driver: all of it, and random calls, on a Xen with its assertions. The devices must work
-    afterwards. A PV dom0 has two CPUs, and calls from both at once.
+    The hypercall without the driver: all sub-ops, and random calls, on a debug build of Xen. The devices must work
+    afterwards. A PV dom0 has two CPUs, and makes calls from both at once.
     """
     return works(dom0, iommu, "-fuzz", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
                  env={"LAB_TESTS": "'hypercall hypercall-grants disk-read disk-write edu-dma'", "LAB_IOMMU": "none"})
 
 
 def faults(dom0):
-    """What the hypercall tells of devices' faults, and where a device is that another domain had; without the driver."""
+    """Faults that the hypercall reports, and the context of a device that another domain had; without the driver."""
     return works(dom0, "vtd", "-faults", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
                  env={"LAB_TESTS": "hypercall-devices", "LAB_IOMMU": "none"})
 
 
 def stress(dom0, iommu, name="", **kw):
-    """A device must be stopped in time, nothing may be left behind."""
+    """DMA must be blocked in time, and nothing may leak."""
     return works(dom0, iommu, f"-stress{name}", env={"LAB_TESTS": "'hammer cycles'"}, **kw)
 
 
@@ -59,19 +59,19 @@ def translated(iommu, name="", args=""):
 
 
 def large(dom0, mode, **kw):
-    """Much at once, with unmaps flushed at once or later, and with the core's check that no page in use is freed."""
+    """Large and many mappings, strict or lazy, with the core's check that no page in use is freed."""
     return works(dom0, "vtd", f"-large-{mode}", expect="translated", env={"LAB_TESTS": "'groups edu-dma edu-large'"},
                  dom0_args=f"iommu.passthrough=0 {STRICT if mode == 'strict' else LAZY}", **kw)
 
 
-# So few contexts that not each group can have one: the driver says so, and the disk works without it.
+# Too few contexts for all groups: the driver reports that, and the disk works without it.
 TOO_FEW = r"""
 . /usr/lib/xen-iommu/lib.sh
 set -eu
 [ ! -e "$CLASS" ] || fail "xen-iommu is in use"
 dmesg | grep 'xen-iommu: ' > /tmp/lines
 sed 's/^/# /' /tmp/lines
-[ "$(wc -l < /tmp/lines)" = 1 ] || fail "one line is meant"
+[ "$(wc -l < /tmp/lines)" = 1 ] || fail "expected one line"
 grep -q 'not in use: registration with [0-9]* contexts failed' /tmp/lines || fail "it does not say why"
 /usr/lib/xen-iommu/disk-read
 /usr/lib/xen-iommu/kernel-log
@@ -90,7 +90,7 @@ CASES = {
     "fuzz-pvh-vtd": fuzz("pvh", "vtd"),
     "fuzz-pv-vtd": fuzz("pv", "vtd"),
     "fuzz-pv-amd": fuzz("pv", "amd"),
-    # QEMU's AMD-Vi does not hand out its events.
+    # QEMU's AMD-Vi does not deliver its events.
     "faults-pvh-vtd": faults("pvh"),
     "faults-pv-vtd": faults("pv"),
     **dict((
@@ -98,7 +98,7 @@ CASES = {
         stands_back("stand-back-stock-xen-pv", xen="stock", dom0="pv", iommu="vtd"),
         # Xen runs a PVH dom0 only with an IOMMU.
         stands_back("stand-back-xen-iommu-off", dom0="pv", iommu="vtd", xen_args="iommu=off", env={"LAB_IOMMU": "none"}),
-        # Without Xen, Linux's own driver has the IOMMU, if there is one.
+        # Without Xen, Linux's own driver uses the IOMMU, if there is one.
         stands_back("stand-back-no-xen-vtd", expect="translated", xen=None, iommu="vtd"),
         stands_back("stand-back-no-xen", xen=None, iommu="none"),
         stands_back("stand-back-iommu-off-pvh", dom0="pvh", iommu="vtd", dom0_args="iommu=off"),
@@ -106,7 +106,7 @@ CASES = {
     )),
 }
 
-# Long ones, and those that differ little from the above: they run only by name.
+# Long ones, and those that differ little from the above: they run only by name or with T=all.
 EXTRA = {
     "stress-pvh-vtd": stress("pvh", "vtd"),
     "stress-pvh-vtd-strict": stress("pvh", "vtd", "-strict", dom0_args=STRICT),

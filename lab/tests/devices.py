@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Devices that come and go: Xen is told before the IOMMU core is, and the driver gets them in a domain of their own."""
+"""Devices that come and go: Xen is told before the IOMMU core, and each device gets a domain of its own."""
 import json
 import os
 import shutil
@@ -9,7 +9,7 @@ import threading
 from tests.boots import booted, fits
 from util import LOGS, Fail
 
-# The IOMMU that the user has asked for.
+# The IOMMU that the user has requested.
 IOMMU = os.environ.get("IOMMU") or "vtd"
 
 GUEST = r"""
@@ -56,7 +56,7 @@ def hotplug(dom0, iommu=IOMMU, **kw):
     return case
 
 
-# A PCIe slot, which is to be operated natively, as on servers, and not by the firmware's ACPI code.
+# A PCIe slot, operated natively, as on servers, not by the firmware's ACPI code.
 SLOT = ("-global ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off "
         "-device pcie-root-port,id=port0,chassis=1,slot=1,addr=10")
 
@@ -133,7 +133,7 @@ grep -E 'failed|left in|clobbers' /tmp/log && fail "Xen complains" || :
 
 
 class Operator(threading.Thread):
-    """Plugs a disk into the slot of a machine, and pulls it, when the guest says so on its channel."""
+    """Plugs a disk into a machine's slot and removes it when the guest requests that on its channel."""
 
     def __init__(self, name):
         super().__init__(daemon=True)
@@ -149,7 +149,7 @@ class Operator(threading.Thread):
 
     def pull(self):
         self.ask("device_del", id="plugged")
-        # The guest has let go of it before its slot is powered off, which is when QEMU takes it away.
+        # The guest releases it before its slot is powered off, which is when QEMU removes it.
         while not self.error:
             message = json.loads(self.qemu.readline())
             if message.get("event") == "DEVICE_DELETED" and message["data"].get("device") == "plugged":
@@ -163,7 +163,7 @@ class Operator(threading.Thread):
         self.ask("device_add", driver="nvme", id="plugged", bus="port0", drive="plugged", serial="plugged")
 
     def operate(self):
-        """One QEMU, from its first order to its end; the boot may be tried again."""
+        """Serve one QEMU, from its first request to its end; the boot may be retried."""
         with open(self.logs / "channel.log") as channel, socket.socket(socket.AF_UNIX) as monitor:
             line = ""
             while not self.stop.wait(0.2):
@@ -195,7 +195,7 @@ class Operator(threading.Thread):
 
 
 def slot(dom0, iommu=IOMMU, what="", **kw):
-    """A disk is plugged into a PCIe slot, used, and pulled, three times."""
+    """A disk is plugged into a PCIe slot, used, and removed, three times."""
     def case(lab):
         fits(dom0, iommu)
         name = f"{what}slot-{dom0}-{iommu}"
@@ -214,7 +214,7 @@ def slot(dom0, iommu=IOMMU, what="", **kw):
 
 
 def bridge(dom0, **kw):
-    """Of two devices behind a PCI bridge one goes and comes; the other has its DMA all the time."""
+    """One of two devices behind a PCI bridge goes and comes; the DMA of the other always works."""
     def case(lab):
         fits(dom0, IOMMU)
         booted(lab, f"bridge-{dom0}-{IOMMU}", dom0=dom0, iommu=IOMMU, expect="translated", run=BEHIND_BRIDGE,

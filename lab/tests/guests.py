@@ -12,7 +12,7 @@ from machines import LAZY, STRICT
 from tests.boots import booted, fits
 from util import LOGS, Fail, run
 
-# Kind of dom0, what its devices are in, what its kernel is told.
+# Kind of dom0, domains of its devices, arguments of its kernel.
 MODES = {
     "pvh-lazy": ("pvh", "translated", LAZY),
     "pvh-strict": ("pvh", "translated", STRICT),
@@ -20,7 +20,7 @@ MODES = {
     "pv-translated-strict": ("pv", "translated", f"iommu.passthrough=0 {STRICT}"),
     "pv-identity": ("pv", "identity", LAZY),
 }
-# A PV dom0 can only have PVH guests on a machine with nested paging, which those of the other tests lack.
+# A PV dom0 can have PVH guests only on a machine with nested paging, which those of the other tests lack.
 CPU = {"pv": f"-cpu {machines.CPU['pvh', 'vtd']} "}
 SHORT = ("groups", "guest-io", "guest-gntdev", "guest-cycles")
 
@@ -37,10 +37,10 @@ def guests(mode, tests=SHORT, cycles=2, what="", qemu_args="", **kw):
 
 
 def from_packages(dom0, tests=("groups", "boot-log", "guest-io")):
-    """The kernel and the hypervisor that make deb has packed, with their modules, in the Debian dom0."""
+    """The kernel and hypervisor packages of make deb, with their modules, in the Debian dom0."""
     def case(lab):
         fits(dom0, "vtd")
-        # The name of a test, not a configuration of the user's, chooses what is packed.
+        # The test, not the user's CONFIG=, decides what is packed.
         deb.make(lab)
         root = build.OBJ / "deb-root"
         shutil.rmtree(root, ignore_errors=True)
@@ -60,11 +60,11 @@ def from_packages(dom0, tests=("groups", "boot-log", "guest-io")):
 
 
 CASES = {
-    # In the configuration that users get: a PVH dom0, lazy mode, a PV and a PVH guest.
+    # The default configuration: a PVH dom0, lazy mode, a PV and a PVH guest.
     "guests-pvh-lazy-io": guests("pvh-lazy", ("groups", "guest-io", "guest-gntdev"), what="-io"),
 }
 
-# They take long under emulation: only by name.
+# These take long under emulation, so they run only by name or with T=all.
 EXTRA = {
     **{f"guests-{mode}": guests(mode) for mode in MODES},
     **{f"guests-cycles-{mode}": guests(mode, ("guest-cycles",), 20, "-cycles") for mode in MODES},

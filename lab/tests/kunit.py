@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The driver's KUnit suite on its software hypervisor: on User-mode Linux, as the kernel's kunit.py runs it, with the
-coverage measured; and in a kernel that looks for memory errors, deadlocks and the like."""
+"""The driver's KUnit suite on its software hypervisor: on User-mode Linux, by the kernel's kunit.py, with the
+coverage measured; and in a kernel that detects memory errors, deadlocks and the like."""
 import json
 import re
 import shutil
@@ -13,7 +13,7 @@ from util import LOGS, REPO, Fail, clean_env, run
 
 SUITE = "drivers/iommu/tests"
 DRIVER = "drivers/iommu/xen-iommu.c"
-MIN_COVERAGE = 95       # per cent of the driver's lines
+MIN_COVERAGE = 95       # percentage of the driver's lines
 
 
 def covered(report):
@@ -40,11 +40,11 @@ def judge_coverage(lab, obj):
     share = 100 * (len(lines) - len(missed)) / len(lines)
     print("\n".join([f"# {share:.1f} % of {len(lines)} lines; not run:", *(f"#   {line}" for line in missed)]), flush=True)
     if share < MIN_COVERAGE:
-        raise Fail(f"{share:.1f} % of the driver's lines are run, {MIN_COVERAGE} % are wanted")
+        raise Fail(f"{share:.1f} % of the driver's lines are run, expected {MIN_COVERAGE} %")
 
 
 def judge_console(console):
-    """What the kernel reports while the tests run fails them: kunit.py looks at their results only."""
+    """Fail on reports of the kernel while the tests run: kunit.py checks only the results."""
     if not console.is_file():
         raise Fail("kunit.py has kept no console log")
     shutil.copy(console, LOGS / "test/kunit-console.log")
@@ -53,12 +53,12 @@ def judge_console(console):
 
 
 def kunit_options(obj):
-    """For kunit.py run."""
+    """Options for kunit.py run."""
     options = [
         f"CC={build.COMPILER}",
-        # CONFIG_GCOV would do it for the whole kernel, and takes a kernel of its own to build.
+        # CONFIG_GCOV would cover the whole kernel, and need a separate build.
         "CFLAGS_xen_iommu_test.o=--coverage -fno-tree-loop-im -Wno-maybe-uninitialized",
-        # The linker script loses the place where gcc has the data written at the end.
+        # The linker script drops the section by which gcc has the data written at exit.
         "LINK-y=-no-pie --coverage -Wl,-u,__gcov_dump -Wl,-fini=__gcov_dump",
     ]
     return [f"--kunitconfig={SUITE}", f"--build_dir={obj}", f"--jobs={build.CPUS}",
@@ -83,7 +83,7 @@ def kunit(lab):
 
 
 def mutations(lab):
-    """The driver with one mistake at a time: the suite must fail each time. Takes half an hour or more."""
+    """The suite must fail with each of many mistakes in the driver. Takes half an hour or more."""
     log = LOGS / "test/mutations.log"
     with build.lock():
         try:
@@ -122,7 +122,7 @@ def kunit_debug(lab):
 
 
 def boot_debug(dom0):
-    """All of that but KASAN in dom0."""
+    """The same without KASAN, in dom0."""
     def case(lab):
         booted(debug_lab(lab, "debug-xen", "debug-xen.config"), f"debug-boot-{dom0}-vtd", dom0=dom0, iommu="vtd",
                timeout=1800, dom0_args="kunit.enable=0")
@@ -130,7 +130,7 @@ def boot_debug(dom0):
 
 
 CASES = {"kunit": kunit}
-# A kernel of its own to build, or many: only by name.
+# These build one or many more kernels, so they run only by name or with T=all.
 EXTRA = {
     "mutations": mutations,
     "debug-kunit": kunit_debug,

@@ -34,14 +34,14 @@ def judged(lab):
 
 
 def each_report_is_seen(lab):
-    """Each line of lab/tests/judge/reports.txt, alone in a good log, must make it a bad one."""
+    """Each line of lab/tests/judge/reports.txt must turn a good log into a bad one."""
     for line in (LAB / "tests/judge/reports.txt").read_text().splitlines():
         if line and not line.startswith("#") and not judge.judge(f"good\n{line}\ngood\n", "LAB-EXIT 0\n", "off")[0]:
             raise Fail(f"judged good: {line}")
 
 
 def overlaid(lab):
-    """Our parts can be put into a tree, changed, and removed without a trace."""
+    """Our parts can be added to a tree, changed, and removed without a trace."""
     with tempfile.TemporaryDirectory() as tmp:
         tree, whole, patch = Path(tmp) / "tree", Path(tmp) / "whole", Path(tmp) / "a.patch"
         tree.mkdir()
@@ -60,7 +60,7 @@ def overlaid(lab):
         stamps = {p.name: p.stat().st_mtime_ns for p in tree.iterdir()}
         overlay.apply(tree, None, {"b": whole, "c": whole}, [patch])
         if stamps != {p.name: p.stat().st_mtime_ns for p in tree.iterdir()}:
-            raise Fail("a second time, unchanged files are written")
+            raise Fail("unchanged files are written again")
         overlay.apply(tree, None, {}, [])
         if state() != pristine:
             raise Fail(f"not restored: {state()}")
@@ -73,15 +73,15 @@ def overlaid(lab):
 
 
 def only_where_it_fits(lab):
-    """A patch follows lines that have moved, but never goes to a place that only looks like its own."""
+    """A patch follows lines that have moved, but is never applied to a similar place."""
     ends = "static int f{0}(void)\n{{\n\treturn {0};\n}}\n\n"
     function = "int g(int a)\n{\n\tif (a)\n\t\treturn 1;\n\treturn 0;\n}\n"
     last = "\nint h(void);\n"
     hunk = "@@ -4,5 +4,6 @@\n \t\treturn 1;\n \treturn 0;\n }\n+EXPORT_SYMBOL_GPL(g);\n \n int h(void);\n"
-    cases = {       # name: (the file, the patch's hunks, what comes out of it)
+    cases = {       # name: (the file, the patch's hunks, the result)
         "as made": (function + last, hunk, function + "EXPORT_SYMBOL_GPL(g);\n" + last),
         "moved": (ends.format(1) + function + last, hunk, ends.format(1) + function + "EXPORT_SYMBOL_GPL(g);\n" + last),
-        # patch -F3 puts the line behind the function that is there instead.
+        # patch -F3 would put the line after the wrong function.
         "another function": (function.replace("return 1", "return a") + last, hunk, Fail),
         "another neighbour": (function + "\nint i(void);\n", hunk, Fail),
         "two places": ("\n" + (function + last) * 2, hunk, Fail),
@@ -125,7 +125,7 @@ def archived(lab):
 
 
 def refused(lab):
-    """A user's mistake is answered by one clear line, before anything is built."""
+    """A user's mistake gets one clear line, before anything is built."""
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)
         elf = bytearray(b"\x7fELF\x01".ljust(52, b"\0") + struct.pack("<IIIII", 1, 4096, 0, 0, 100).ljust(32, b"\0"))
@@ -250,7 +250,7 @@ def foretold(lab):
 
 
 def recorded(lab):
-    """The tables in bench/ are those of the data in bench/; without data there are tables, too."""
+    """The tables in bench/ fit the data in bench/; tables without data work, too."""
     text = (REPO / "bench/results.json").read_text()
     if (REPO / "bench/RESULTS.md").read_text() != report.report(json.loads(text)):
         raise Fail("bench/RESULTS.md is not what lab/bench/report.py makes of bench/results.json")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Nested translation: a PVH dom0 on AMD-Vi builds the page tables, on a QEMU that has what that needs.
+"""Nested translation: a PVH dom0 on AMD-Vi builds the page tables, on a QEMU that supports it.
 
-Building that QEMU takes ten minutes once, so these run by name only. Most are cases of the other files.
+Building that QEMU takes ten minutes, once, so these run only by name or with T=all. Most are cases of other files.
 """
 import copy
 import re
@@ -13,14 +13,14 @@ from tests import boots, devices, guests, vfio, xen
 from tests.boots import works
 from util import Fail
 
-# The default tests of a boot, and those of tables in dom0's memory.
+# The default tests of a boot, and those for tables in dom0's memory.
 STANDARD = "groups boot-log disk-read disk-write edu-dma edu-iommu edu-nested"
 OFF = STANDARD.replace(" edu-nested", "")
 NESTED = 1 << 2     # among the capabilities
 
 
 class Nested(Lab):
-    """The lab, all of whose machines are those."""
+    """The lab with only such machines."""
 
     def boot(self, name, **kw):
         name = re.sub("^test/(nested-)?", "test/nested-", name).replace("-vtd", "-amd")
@@ -28,7 +28,7 @@ class Nested(Lab):
         result = super().boot(name, **{**kw, "dom0": "pvh", "iommu": "amd", "qemu": qemu.guest_translation(),
                                        "qemu_args": f"{args} {qemu.ARGS}",
                                        "env": {"LAB_AMD_EVENTS": 1, **(kw.get("env") or {})}})
-        # A case that is at home elsewhere would pass without, too.
+        # Cases from other files would also pass without nested translation.
         wanted = kw.get("expect") != "none" and "nested=" not in kw.get("xen_args", "") + kw.get("dom0_args", "")
         if not result.code and wanted != bool(re.search(r"xen-iommu: .*, nested", result.console)):
             raise Fail(f"nested translation is {'not ' if wanted else ''}in use")
@@ -52,13 +52,13 @@ EXTRA = {f"nested-{name}": nested(case) for name, case in {
     "boot": boot("lazy"),
     "strict": boot("strict", dom0_args=STRICT),
     "debug-xen": boot("debug-xen", xen="debug"),
-    # The hypercall alone, on a Xen with its assertions.
+    # The hypercall alone, on a debug build of Xen.
     "hypercall": boot("hypercall", "capabilities hypercall hypercall-grants disk-read disk-write edu-dma", xen="debug",
                       expect="none", dom0_args="xen_iommu.enable=0", timeout=1200,
                       env={"LAB_IOMMU": "none", "LAB_CAPS_SET": NESTED}),
-    # Faults, quarantine, and contexts that are freed meanwhile; this QEMU tells of faults.
+    # Faults, quarantine, and contexts that are freed meanwhile; this QEMU reports faults.
     "faults": boots.faults("pvh"),
-    # What turns it off leaves all as it is without.
+    # Options that turn it off.
     "off-xen": boot("off-xen", OFF, xen_args="pv-iommu=nested=off"),
     "off-linux": boot("off-linux", OFF, dom0_args="xen_iommu.nested=0"),
     "stress": boots.stress("pvh", "amd"),

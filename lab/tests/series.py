@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The patch series: git am takes it, every step builds, and the kernel's own scripts accept it."""
+"""The patch series: git am applies it, every step builds, and the kernel's own scripts accept it."""
 import re
 import shutil
 import subprocess
@@ -12,14 +12,14 @@ import series
 from tests.static import accepted
 from util import BUILD, LOGS, Fail, clean_env, run
 
-# What to build after each patch of the Linux series: where our changes are, and who includes them.
+# What to build after each patch of the Linux series: the places of our changes, and users of the changed headers.
 LINUX_TARGETS = ("prepare", "drivers/iommu/", "drivers/xen/", "arch/x86/xen/", "arch/x86/kernel/", "kernel/dma/",
                  "drivers/vfio/", "drivers/pci/")
 MAX_LINES = 500
 
 
 def applied(kind, lab, each):
-    """Make the series, take it with git am patch by patch, and call each(number, patch, folder) after every one."""
+    """Make the series, apply it with git am, and call each(number, patch, folder) after every patch."""
     patches = series.write(kind, lab)
     base = series.pristine(kind, lab)
     parts = overlay.xen_parts() if kind == "xen" else overlay.linux_parts(lab.version)
@@ -36,7 +36,7 @@ def applied(kind, lab, each):
             each(number, patch, repo)
         for rel, content in overlay.result(base, whole, diffs).items():
             if (repo / rel).read_bytes() != content:
-                raise Fail(f"the series makes another {rel} than the lab builds")
+                raise Fail(f"the series results in another {rel} than the lab builds")
 
 
 def files_in(repo):
@@ -98,5 +98,5 @@ def xen(lab):
 
 
 CASES = {}
-# They build once for each patch, and nothing else can be built meanwhile: only by name.
+# They build after each patch, blocking other builds, so they run only by name or with T=all.
 EXTRA = {"series-xen": xen, "series-linux": linux}

@@ -13,13 +13,13 @@ SPARSE = "sparse -D__typeof_unqual__=__typeof__"
 # Accepted findings of checkpatch: (path, type, why).
 ACCEPTED = (
     (r"include/xen/interface/", "PREFER_KERNEL_TYPES|LINE_SPACING", "the style of the headers that are shared with Xen"),
-    (r"drivers/iommu/tests/", "ENOSYS", "what a hypervisor answers to a hypercall that it does not have"),
+    (r"drivers/iommu/tests/", "ENOSYS", "a hypervisor's result for an unknown hypercall"),
     (r"tools/testing/kunit/configs/", "EMBEDDED_FILENAME", "the comment says how the file is used"),
     (r"tools/testing/", "MACRO_WITH_FLOW_CONTROL", "a test's macros may return from the case: that is what they are for"),
     (r"tools/testing/", "BIT_MACRO|CAMELCASE|EMBEDDED_FUNCTION_NAME|MEMORY_BARRIER|CONST_STRUCT|PREFER_DEFINED_ATTRIBUTE_MACRO",
      "for the kernel, not for programs"),
-    (r"tools/testing/xen-iommu/vfio/include/", "NEW_TYPEDEFS", "stands in for a library, whose names these are"),
-    (r"tools/testing/xen-iommu/vfio/include/", "AVOID_EXTERNS", "what the linker makes of --wrap is in no header"),
+    (r"tools/testing/xen-iommu/vfio/include/", "NEW_TYPEDEFS", "replaces a library that has these names"),
+    (r"tools/testing/xen-iommu/vfio/include/", "AVOID_EXTERNS", "no header declares the linker's names for --wrap"),
     (r"tools/testing/xen-iommu/hypercall/", ".*", "in Xen's style"),
 )
 
@@ -54,7 +54,7 @@ def accepted(line):
 
 
 def compiler_and_sparse(lab):
-    """W=1 and C=2 in an object folder of their own, so that the kernel to boot is not built anew."""
+    """W=1 and C=2 in a separate object folder, so that the kernel to boot is not rebuilt."""
     with build.lock():
         kernel = build.Kernel(lab.linux_source, "check", ("dom0.config", "check.config"))
         kernel.configure()
@@ -76,7 +76,7 @@ def compiler_and_sparse(lab):
 
 
 def guest_modules(lab, flags):
-    """What compiler and sparse report for the test modules that the guest loads."""
+    """Reports of the compiler and sparse for the test modules that dom0 loads."""
     source, log = REPO / "tools/testing/xen-iommu/modules", LOGS / "test/guest-modules.build.log"
     copy = build.OBJ / "guest-modules"
     shutil.rmtree(copy, ignore_errors=True)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
-"""The driver on an LTS kernel, Debian 13's: with backports/ and without the optimisations. Its kernel has what the
-driver and its tests need, so that it builds faster: lab/config/slim.config."""
+"""The driver on Debian 13's kernel, an LTS: with backports/ and without the optimisations. To build faster, the
+kernel has only what the driver and its tests need: lab/config/slim.config."""
 from functools import cached_property
 
 import build

@@ -25,7 +25,7 @@ def nvme(dom0, iommu):
 
 
 def selftests_root(lab):
-    """A folder for the guest's root with the selftests of the kernel under test."""
+    """A folder for dom0's root with the selftests of the kernel under test."""
     kernel = lab.kernel
     root = build.OBJ / f"selftests-root-{kernel.obj.name}"
     with build.lock():
@@ -47,7 +47,7 @@ def selftests(dom0, iommu, programs, args="", timeout=600):
         if (dom0, iommu, what) == ("pvh", "amd", "selftests"):
             memory, xen_args = machines.IGB_HUGE_MEMORY, machines.IGB_HUGE_XEN_ARGS
             dom0_args = machines.IGB_HUGE_LINUX_ARGS
-        # One CPU: with two, QEMU 10.0 has died of an assertion in its TLB (iotlb_to_section) while a BAR moved.
+        # One CPU: with two, QEMU 10.0 has hit an assertion in its TLB (iotlb_to_section) while a BAR moved.
         booted(lab, f"vfio-{what}-{dom0}-{iommu}", dom0=dom0, iommu=iommu, qemu=qemu, timeout=timeout, cpus=1,
                qemu_args=f"{machines.IGB} -m {memory}", xen_args=xen_args, dom0_args=dom0_args,
                initrd_extra=str(selftests_root(lab)),
@@ -56,7 +56,7 @@ def selftests(dom0, iommu, programs, args="", timeout=600):
 
 
 def on_nvme(dom0, iommu, script, name=None, **kw):
-    """One of the guest's tests on the NVMe disk."""
+    """One of dom0's tests, on the NVMe disk."""
     def case(lab):
         fits(dom0, iommu)
         booted(lab, f"{name or script}-{dom0}-{iommu}", dom0=dom0, iommu=iommu,
@@ -74,7 +74,7 @@ def sriov(dom0, iommu):
 
 
 def dpdk_root():
-    """A folder for the guest's root with DPDK's testpmd, and the drivers that it needs there."""
+    """A folder for dom0's root with DPDK's testpmd, and the drivers that it needs."""
     unpacked = fetch.packages("dpdk", "DPDK, about 20 MB", "dpdk-dev", "librte-net-e1000*", "librte-mempool-ring*")
     plugins = next((unpacked / "usr/lib/x86_64-linux-gnu/dpdk").glob("pmds-*"))
     return build.programs_root("dpdk", unpacked, unpacked / "usr/bin/dpdk-testpmd",
@@ -150,7 +150,7 @@ CASES = {
 EXTRA = {
     "vfio-pv-vtd": nvme("pv", "vtd"),
     "vfio-pvh-amd": nvme("pvh", "amd"),
-    # 1 GiB of huge pages, 256 Ki single ones.
+    # 1 GiB of huge pages, 256 Ki small ones.
     "vfio-large-pvh": on_nvme("pvh", "vtd", "vfio-nvme", "vfio-large", timeout=2400, xen_args=machines.BIG_XEN_ARGS,
                               qemu_args=f"-m {machines.BIG_MEMORY}",
                               env={"LAB_TESTS": "vfio-nvme", "LAB_MAPPINGS": 262144, "LAB_LARGE_MIB": 1024}),

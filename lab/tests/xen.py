@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Options on Xen's command line: block DMA, behave like earlier drafts of the interface, leave out a feature."""
+"""Options on Xen's command line: block DMA, behave like earlier drafts of the interface, disable a feature."""
 import os
 import re
 
@@ -13,14 +13,14 @@ STANDARD = "groups boot-log disk-read disk-write edu-dma edu-iommu"
 
 
 def no_dma(dom0, iommu):
-    """Context 0 blocks; the driver moves all devices out of it, into identity contexts of their own in PV."""
+    """Context 0 blocks; the driver moves all devices out of it, in PV into an identity context."""
     return works(dom0, iommu, "-no-dma", xen_args="dom0-iommu=no-dma",
                  env={"LAB_TESTS": f"'capabilities {STANDARD}'", "LAB_CAPS_SET": IDENTITY | ISOLATED_MSI,
                       "LAB_CAPS_CLEAR": DEFAULT_IDENTITY})
 
 
 def no_dma_unattached(dom0, iommu):
-    """Without the driver nobody moves the device, and the disk could not be used."""
+    """Without the driver, nobody moves the device, and the disk cannot be used."""
     return works(dom0, iommu, "-no-dma-unattached", xen_args="dom0-iommu=no-dma", dom0_args="xen_iommu.enable=0",
                  expect="none", disk=False,
                  env={"LAB_TESTS": "'capabilities edu-blocked'", "LAB_CAPS_CLEAR": DEFAULT_IDENTITY})
@@ -34,15 +34,15 @@ def no_intremap(dom0, iommu):
 
 def reserved(dom0):
     """
-    Memory that firmware wants the disk to reach always, here by Xen's command line: the BIOS's, which has some content.
-    Xen takes no such thing for QEMU's AMD-Vi, whose tables claim that it has no address bits.
+    Memory that firmware requires to be mapped for the disk, here the BIOS's, set up by Xen's command line.
+    Xen does not accept that for QEMU's AMD-Vi, whose tables report no address bits.
     """
     return works(dom0, "vtd", "-reserved", xen_args="rmrr=f0-f3=0:2.0",
                  env={"LAB_TESTS": "'edu-reserved disk-read disk-write'"})
 
 
 def caching_mode(dom0):
-    """Hardware that may cache that there is no entry has to be told of new ones, too; QEMU can say what it was told."""
+    """Hardware that may cache absent entries needs flushes for new ones, too; QEMU can log these."""
     def case(lab):
         fits(dom0, "vtd")
         result = booted(lab, f"caching-mode-{dom0}-vtd", dom0=dom0, iommu="vtd",
@@ -50,7 +50,7 @@ def caching_mode(dom0):
                                   "-trace vtd_inv_desc_iotlb_pages -trace vtd_inv_desc_iotlb_domain",
                         env={"LAB_TESTS": f"'{STANDARD} hypercall-flush'"})
         log = result.logs / "qemu.log"
-        # A map, a list, and a range, but nothing for the map that asked for no flush.
+        # For a map, a list, and a range, but not for the map that requested no flush.
         seen = re.findall(r"invalidate (?:domain (\S+) addr (0xabcd\d00000) |whole domain (\S+))", log.read_text())
         mine = [one for one, addr, _ in seen if addr]
         seen = [addr or "all" for one, addr, other in seen if mine and (one or other) == mine[0]]
@@ -62,14 +62,14 @@ def caching_mode(dom0):
 
 
 def hostile(dom0, iommu, name="", **kw):
-    """Random calls without the driver, while another domain does its worst; the devices must work afterwards."""
+    """Random calls without the driver, while another domain is hostile; the devices must work afterwards."""
     return works(dom0, iommu, f"-hostile{name}", expect="none", dom0_args="xen_iommu.enable=0",
                  xen_args="guest_loglvl=error",
                  env={"LAB_TESTS": "'hypercall-hostile disk-read disk-write'", "LAB_FUZZ": 20000, "LAB_IOMMU": "none"}, **kw)
 
 
 def shadow(iommu):
-    """A PVH dom0 maps a guest's page table for DMA, on a Xen that shadows those."""
+    """A PVH dom0 maps a guest's page table for DMA, on a Xen with shadow paging."""
     return works("pvh", iommu, "-shadow", xen="debug", expect="none", dom0_args="xen_iommu.enable=0",
                  env={"LAB_TESTS": "hypercall-shadow", "LAB_IOMMU": "none"})
 

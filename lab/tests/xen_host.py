@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
-"""Xen's side on the host: the real file under the sanitizers, with a random load."""
+"""Xen's side on the host: the real sources under the sanitizers, with random calls."""
 import re
 
 import build
