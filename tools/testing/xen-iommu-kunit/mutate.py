@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: GPL-2.0-only
-"""Breaks the Xen PV-IOMMU driver line by line, and sees whether its KUnit suite
+"""Break the Xen PV-IOMMU driver line by line, and check whether its KUnit suite
 notices.
 
     tools/testing/xen-iommu-kunit/mutate.py [-t tree] [-n numbers] [kunit.py options]
 
 Each entry of mutations.txt names the test that must fail with it. The driver in
-the tree is changed for that, and restored. Options are passed to "kunit.py run",
+the tree is changed for each, and restored. Options are passed to "kunit.py run",
 such as --build_dir or --make_options. Exits with 1 if a mistake went unnoticed.
 """
 import argparse
@@ -35,7 +35,7 @@ def read_mutations(path):
 
 
 def find(lines, function, old):
-    """Numbers of the lines that are old, in the function if one is named."""
+    """Indices of the lines equal to old, in the function if one is named."""
     first, last = 0, len(lines)
     if function:
         heads = [i for i, line in enumerate(lines) if re.match(rf"\w.*\b{function}\(", line)
@@ -47,7 +47,7 @@ def find(lines, function, old):
 
 
 def run_kunit(tree, test, options):
-    """Returns "passed", "failed", or "not run" if it came to no result."""
+    """Returns "passed", "failed", or "not run" if there was no result."""
     if not any(option.startswith("--kunitconfig") for option in options):
         options = ["--kunitconfig=drivers/iommu/tests", *options]
     cmd = ["./tools/testing/kunit/kunit.py", "run", *options, f"xen_iommu.{test}"]

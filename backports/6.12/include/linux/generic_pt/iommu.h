@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Linux 6.12 has no generic_pt: what the Xen PV-IOMMU driver names of it, which it
- * does not use there (CONFIG_IOMMU_PT_X86_64 is not set).
+ * Linux 6.12 has no generic_pt. These are the names that the Xen PV-IOMMU driver
+ * refers to but does not use there (CONFIG_IOMMU_PT_X86_64 is not set).
  */
 #ifndef __GENERIC_PT_IOMMU_H
 #define __GENERIC_PT_IOMMU_H
