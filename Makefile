@@ -10,12 +10,12 @@ endif
 $(foreach v,$(.VARIABLES),$(if $(filter command,$(origin $v)),$(eval override $v := $$(value $v))$(eval export $v)))
 
 help:
-	@echo 'make run      boot Xen and dom0 in QEMU and show the driver at work'
-	@echo 'make test     run the tests (T=list lists them, T=name runs one, T=all the long ones, too)'
-	@echo 'make shell    a console of dom0'
+	@echo 'make run      boot Xen and dom0 in QEMU and demonstrate the driver'
+	@echo 'make test     run the tests (T=list lists them, T=name runs one, T=all also the long ones)'
+	@echo 'make shell    boot to a console of dom0'
 	@echo 'make series   write patches for Linux and Xen to build/series'
-	@echo 'make deb      Debian packages of kernel and hypervisor in build/deb'
-	@echo 'make bench    measure'
+	@echo 'make deb      build Debian packages of kernel and hypervisor in build/deb'
+	@echo 'make bench    measure the cost of mappings'
 	@echo 'make clean    remove build/'
 	@echo 'README.md explains the variables, such as DOM0=pv.'
 

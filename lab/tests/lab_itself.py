@@ -253,7 +253,7 @@ def recorded(lab):
     """The tables in bench/ fit the data in bench/; tables without data work, too."""
     text = (REPO / "bench/results.json").read_text()
     if (REPO / "bench/RESULTS.md").read_text() != report.report(json.loads(text)):
-        raise Fail("bench/RESULTS.md is not what lab/bench/report.py makes of bench/results.json")
+        raise Fail("bench/RESULTS.md differs from what lab/bench/report.py makes of bench/results.json")
     if measure.dump(json.loads(text)) != text:
         raise Fail("bench/results.json is not written as make bench writes it")
     report.report({"configurations": {}, "profiles": {}})
