@@ -862,7 +862,7 @@ static u32 xen_iommu_ctx_flags(struct xen_iommu *xi)
 }
 
 /**
- * xen_iommu_get_ctx - get an empty context
+ * xen_iommu_get_ctx - get an unused context
  * @xi: the IOMMU
  * @flags: IOMMU_ALLOC_*
  * @ctx: where to store its number
@@ -894,7 +894,7 @@ static bool xen_iommu_put_ctx(struct xen_iommu *xi, u16 ctx, bool empty)
 
 	guard(mutex)(&xi->mutex);
 	xi->nr_used--;
-	/* Earlier drafts of the interface leak pool pages on each free. */
+	/* Hypervisors with earlier drafts leak pool pages on each free. */
 	if (empty && !(xi->caps & IOMMUCAP_runs) &&
 	    xi->nr_spare < ARRAY_SIZE(xi->spare)) {
 		xi->spare[xi->nr_spare++] = ctx;
