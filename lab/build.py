@@ -100,9 +100,9 @@ def linux_source(version, user_tree=None):
                   "drivers/iommu/xen-iommu.c", sorted((LAB / "patches/linux").glob("*.patch")))
 
 
-def xen_source(user_tree=None, stock=False, drafts=False):
-    """stock: without our parts, for comparison; drafts: with the quirks of the drafts of the interface."""
-    name = "xen-stock" if stock else "xen-drafts" if drafts else "xen"
+def xen_source(user_tree=None, drafts=False):
+    """drafts: with the quirks of the drafts of the interface."""
+    name = "xen-drafts" if drafts else "xen"
 
     def fetched():
         """A copy of the fetched Xen, to change."""
@@ -114,7 +114,7 @@ def xen_source(user_tree=None, stock=False, drafts=False):
 
     if drafts and user_tree:
         raise Fail("the quirks of the drafts cannot be added to your own tree: leave out XEN_TREE")
-    whole, ours = ({}, []) if stock else overlay.xen_parts()
+    whole, ours = overlay.xen_parts()
     if drafts:
         ours = [*ours, *sorted((LAB / "patches/xen-drafts").glob("*.patch"))]
     return source(name, fetched, user_tree, (whole, ours), "xen/include/public/pv-iommu.h",
@@ -232,9 +232,9 @@ def elf_size(data):
     return max([size, *(offset + filesz for _, offset, _, _, filesz in segments)])
 
 
-def image_of(path):
-    """The user's hypervisor binary, unpacked if compressed."""
-    image = OBJ / "xen-image"
+def image_of(path, name="xen-image"):
+    """A ready hypervisor binary, unpacked if it is compressed."""
+    image = OBJ / name
     write_if_changed(image, unpacked_image(path))
     return image
 

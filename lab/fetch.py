@@ -29,6 +29,7 @@ SUITES = (                      # (label of the archive, line of the private sou
     ("Debian-Security", "deb {} bookworm-security main"),
     ("Debian", "deb-src {} trixie main"),
 )
+XEN_PACKAGE = "xen-hypervisor-4.20-amd64"
 QEMU_PACKAGES = ("qemu-system-x86", "qemu-system-common", "qemu-system-data")
 
 
@@ -204,6 +205,22 @@ def xen():
                        f"Xen 4.20 with XEN_TREE=; log: {LOG}")
     unpack(f"Xen ({tarballs[-1].name})", f"xz -dcT0 '{tarballs[-1]}'", folder, 1)
     return folder
+
+
+@one_at_a_time
+def xen_stock():
+    """Debian's hypervisor package, unpacked; returns its image."""
+    folder = BUILD / "src" / "xen-stock"
+    if not folder.is_dir():
+        debs = CACHE / "xen-stock"
+        if not debs.is_dir():
+            apt_update()
+            say(f"downloading {XEN_PACKAGE}")
+            with new_folder(debs) as partial:
+                retry(f"downloading {XEN_PACKAGE}", ["apt-get", *apt_options(), "download", XEN_PACKAGE], cwd=partial)
+        with new_folder(folder) as partial:
+            run(f"unpacking {XEN_PACKAGE}", ["dpkg-deb", "-x", next(debs.glob("*.deb")), partial], LOG, append=True)
+    return next(folder.glob("boot/xen-*.gz"))
 
 
 @one_at_a_time

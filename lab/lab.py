@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import boot
 import build
 import debian
+import fetch
 import machines
 import util
 from runner import run_all
@@ -78,7 +79,8 @@ class Lab:
 
     @cached_property
     def stock_xen(self):
-        return self.build_xen(stock=True)
+        """One without our parts: Debian's."""
+        return build.image_of(fetch.xen_stock(), "xen-stock")
 
     @cached_property
     def debug_xen(self):
@@ -89,10 +91,10 @@ class Lab:
         """With the quirks of the drafts of the interface, which pv-iommu=drafts turns on."""
         return self.build_xen(drafts=True, flavour="debug", fragments=("xen-debug.config",))
 
-    def build_xen(self, stock=False, drafts=False, **kw):
+    def build_xen(self, drafts=False, **kw):
         with build.lock():
             build.check_place()
-            return build.Xen(build.xen_source(self.xen_tree, stock, drafts), **kw).build().image
+            return build.Xen(build.xen_source(self.xen_tree, drafts), **kw).build().image
 
     def boot(self, name, xen="ours", expect=None, show=False, shell=False, env=None, disk=True, xen_args="",
              cpus=0, timeout=600, **settings):
