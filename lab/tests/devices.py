@@ -6,6 +6,7 @@ import shutil
 import socket
 import threading
 
+from machines import CPU
 from tests.boots import booted, fits
 from util import LOGS, Fail
 
@@ -222,6 +223,21 @@ def bridge(dom0, **kw):
     return case
 
 
+# A second controller with a memory buffer. Linux lets peers through the root complex of AMD's newer CPUs only.
+PEER = ("-drive if=none,id=peer,driver=null-co,size=16M,read-zeroes=on -device nvme,drive=peer,serial=peer,cmb_size_mb=16 "
+        "-cpu {},family=23")
+
+
+def peer(dom0, iommu=IOMMU, **kw):
+    """A disk's controller reads and writes the memory of another device."""
+    def case(lab):
+        if dom0 != "bare":
+            fits(dom0, iommu)
+        booted(lab, f"peer-{dom0}-{iommu}", **({"xen": None} if dom0 == "bare" else {"dom0": dom0}), iommu=iommu,
+               expect="translated", qemu_args=PEER.format(CPU[dom0, iommu]), env={"LAB_TESTS": "'groups disk-peer boot-log'"}, **kw)
+    return case
+
+
 PV_ARGS = {"dom0_args": "iommu.passthrough=0"}
 
 CASES = {
@@ -230,4 +246,11 @@ CASES = {
     f"slot-pvh-{IOMMU}": slot("pvh"),
     f"slot-pv-{IOMMU}": slot("pv", **PV_ARGS),
     f"bridge-pv-{IOMMU}": bridge("pv", **PV_ARGS),
+    f"peer-pvh-{IOMMU}": peer("pvh"),
+}
+
+# Only by name; native Linux shows what is to be expected.
+EXTRA = {
+    f"peer-bare-{IOMMU}": peer("bare"),
+    f"peer-pv-{IOMMU}": peer("pv", **PV_ARGS),
 }

@@ -6,6 +6,8 @@
  *   lab-disk sum DISK             SHA-256 and size of the whole disk
  *   lab-disk write DISK OFFSET N  write N random bytes, read them back, compare,
  *                                 restore the old bytes, and compare again
+ *   lab-disk peer DISK P2PMEM     the same, to and from another device's memory:
+ *                                 P2PMEM is its p2pmem/allocate in sysfs
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -13,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <unistd.h>
 
@@ -88,6 +91,13 @@ static int sum(const char *path)
 	return fflush(stdout) ? 1 : 0;
 }
 
+static void fill_random(unsigned char *data, size_t len)
+{
+	for (size_t done = 0; done < len; done += 256)
+		if (getrandom(data + done, 256, 0) != 256)
+			fatal("random bytes");
+}
+
 static int write_back(const char *path, const char *offset_text, const char *len_text)
 {
 	unsigned long long offset = strtoull(offset_text, NULL, 0);
@@ -107,9 +117,7 @@ static int write_back(const char *path, const char *offset_text, const char *len
 	back = buffer(len);
 
 	read_at(fd, old, len, offset);
-	for (size_t done = 0; done < len; done += 256)
-		if (getrandom(new + done, 256, 0) != 256)
-			fatal("random bytes");
+	fill_random(new, len);
 	write_at(fd, new, len, offset);
 	read_at(fd, back, len, offset);
 	differs = memcmp(new, back, len);
@@ -126,12 +134,50 @@ static int write_back(const char *path, const char *offset_text, const char *len
 	return fflush(stdout) ? 1 : 0;
 }
 
+/* The disk's controller reads and writes the memory of the other device. */
+static int peer(const char *path, const char *p2pmem)
+{
+	const size_t len = 65536;
+	unsigned char *old = buffer(len), *new = buffer(len), *back = buffer(len);
+	int fd = open(path, O_RDWR | O_DIRECT), mem = open(p2pmem, O_RDWR);
+	unsigned char *there;
+
+	if (fd < 0)
+		fatal(path);
+	if (mem < 0)
+		fatal(p2pmem);
+	there = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED, mem, 0);
+	if (there == MAP_FAILED)
+		fatal("mapping the device's memory");
+
+	read_at(fd, old, len, 0);
+	memset(there, 0xa5, len);
+	read_at(fd, there, len, 0);
+	if (memcmp(old, there, len)) {
+		fprintf(stderr, "lab-disk: what was read into the device's memory differs\n");
+		return 1;
+	}
+	fill_random(new, len);
+	memcpy(there, new, len);
+	write_at(fd, there, len, 0);
+	read_at(fd, back, len, 0);
+	write_at(fd, old, len, 0);
+	if (memcmp(new, back, len)) {
+		fprintf(stderr, "lab-disk: what was written from the device's memory differs\n");
+		return 1;
+	}
+	printf("%zu bytes read into a device's memory, and written from it\n", len);
+	return fflush(stdout) ? 1 : 0;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc == 3 && !strcmp(argv[1], "sum"))
 		return sum(argv[2]);
 	if (argc == 5 && !strcmp(argv[1], "write"))
 		return write_back(argv[2], argv[3], argv[4]);
-	fprintf(stderr, "usage: lab-disk sum DISK | write DISK OFFSET BYTES\n");
+	if (argc == 4 && !strcmp(argv[1], "peer"))
+		return peer(argv[2], argv[3]);
+	fprintf(stderr, "usage: lab-disk sum DISK | write DISK OFFSET BYTES | peer DISK P2PMEM\n");
 	return 2;
 }
