@@ -23,6 +23,7 @@ PACKAGES = (
     "linux-image-cloud-amd64",
     # What kernel and hypervisor packages need to add themselves to the boot loader's menu.
     "initramfs-tools", "grub2-common",
+    "kexec-tools",
 )
 LEFT_OUT = ("man", "doc", "locale", "info")
 OPTIONS = ("--variant=minbase", "--format=tar", "--aptopt=APT::Install-Recommends \"false\"",
