@@ -117,6 +117,7 @@ static int get_frame(const struct domain *d, struct page_info *pg, bool write,
     return rc;
 }
 
+/* No entry is populated: a domain that has devices has none of that kind. */
 static void xlat_gfn(struct xlat *x, unsigned long gfn)
 {
     unsigned int order = 0;
@@ -125,14 +126,8 @@ static void xlat_gfn(struct xlat *x, unsigned long gfn)
     if ( gfn - x->gfn < x->nr )
         return;
 
-    x->mfn = get_gfn_type_access(p2m_get_hostp2m(x->d), gfn, &x->t, &a,
-                                 P2M_ALLOC, &order);
-    /* The lock is recursive: once is enough. */
-    if ( x->locked )
-        put_gfn(x->d, gfn);
-    else
-        x->first = gfn;
-    x->locked = true;
+    x->mfn = p2m_get_gfn_type_access(p2m_get_hostp2m(x->ctx->d), _gfn(gfn),
+                                     &x->t, &a, 0, &order, false);
 
     x->nr = 1UL << order;
     x->gfn = gfn & ~(x->nr - 1);
@@ -143,14 +138,6 @@ static void xlat_gfn(struct xlat *x, unsigned long gfn)
                   a == p2m_access_w || a == p2m_access_wx;
     x->plain = x->t == p2m_ram_rw && x->writable && mfn_valid(x->mfn) &&
                mfn_valid(mfn_add(x->mfn, x->nr - 1));
-}
-
-void xlat_end(struct xlat *x)
-{
-    if ( x->locked )
-        put_gfn(x->d, x->first);
-    x->locked = false;
-    x->nr = 0;
 }
 
 /*
@@ -185,7 +172,7 @@ static always_inline unsigned long get_own(const struct domain *d, mfn_t mfn,
 long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
              mfn_t *mfn, uint64_t *pte)
 {
-    struct domain *d = x->d;
+    struct domain *d = x->ctx->d;
     unsigned long i = 0;
     bool translate = paging_mode_translate(d), foreign = false, mmio = false;
     long rc = 0;

@@ -111,10 +111,14 @@ static bool runs_end(const struct runs *r)
 static unsigned int get_pieces(const struct pv_iommu_ctx *ctx, struct runs *r,
                                bool write, struct piece *piece, int *rc)
 {
-    struct xlat x = { .ctx = ctx, .d = ctx->d };
+    bool translate = paging_mode_translate(ctx->d);
+    struct xlat x = { .ctx = ctx };
     struct piece extra = {};
     unsigned int n = 0;
     unsigned long frames = 0;
+
+    if ( translate )
+        p2m_lookup_begin(p2m_get_hostp2m(ctx->d));
 
     *rc = 0;
     while ( frames < PT_ENTRIES && (*rc = runs_next(r)) > 0 )
@@ -167,7 +171,8 @@ static unsigned int get_pieces(const struct pv_iommu_ctx *ctx, struct runs *r,
     }
 
  out:
-    xlat_end(&x);
+    if ( translate )
+        p2m_lookup_end(p2m_get_hostp2m(ctx->d));
     put_frames(ctx, extra.mfn, extra.nr, extra.pte, false);
 
     return get_types(ctx, piece, n, rc);

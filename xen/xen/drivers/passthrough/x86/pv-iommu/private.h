@@ -177,23 +177,20 @@ struct piece {
     uint64_t pte;
 };
 
-/* The P2M entry that was looked up last; stays locked until xlat_end(). */
+/* The P2M entry that was looked up last. The P2M stays locked for reading. */
 struct xlat {
     const struct pv_iommu_ctx *ctx;
-    struct domain *d;
-    bool locked;
     /* The domain may read and write it. */
     bool writable;
     /* Plain memory, all of it. */
     bool plain;
-    unsigned long first, gfn, nr;
+    unsigned long gfn, nr;
     mfn_t mfn;
     p2m_type_t t;
 };
 
 long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
              mfn_t *mfn, uint64_t *pte);
-void xlat_end(struct xlat *x);
 unsigned int get_types(const struct pv_iommu_ctx *ctx, struct piece *piece,
                        unsigned int nr, int *rc);
 void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn, unsigned long nr,
