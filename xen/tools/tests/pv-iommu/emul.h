@@ -53,6 +53,8 @@
 #include "rbtree.c"
 typedef struct { unsigned int counter; } atomic_t;
 #define atomic_inc(a) ((a)->counter++)
+#define atomic_add_return(n, a) ((a)->counter += (n))
+#define atomic_sub(n, a) ((a)->counter -= (n))
 #define atomic_dec(a) ((a)->counter--)
 #define atomic_dec_and_test(a) (!--(a)->counter)
 #define smp_mb__before_atomic()

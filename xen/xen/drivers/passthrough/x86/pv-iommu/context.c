@@ -68,9 +68,9 @@ int reclaim(struct pv_iommu *pv)
 }
 
 /*
- * The caller wants to change the type of a frame that is still writable, perhaps
- * only because it was unmapped without a flush. Page table pages may be locked,
- * so this cannot be preempted; Linux does not let more than 10 ms of unmaps wait.
+ * The caller wants a frame that may be in use only because it was unmapped
+ * without a flush. Page table pages may be locked, so this cannot be preempted:
+ * it flushes each context once at most, and releases MAX_DEFERRED frames at most.
  */
 void pv_iommu_release_unmapped(const struct domain *d)
 {
@@ -179,8 +179,8 @@ int ctx_teardown(struct pv_iommu_ctx *ctx)
         return 0;
 
     /* No device is in it; the tag will be used again, though. */
-    if ( ctx->root )
-        flush_ctx(ctx);
+    if ( ctx->root && flush_deferred(ctx, true) )
+        return -ERESTART;
 
     do {
         struct later later = {};

@@ -119,11 +119,18 @@ static unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
     return min(i, nr);
 }
 
-/* Remember a dead range for flush_deferred(). False if there is no room. */
+/* Remember a dead range for flush_deferred(). False if too much waits already. */
 bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
 {
+    atomic_t *all = &ctx->pv->nr_deferred;
     unsigned int idx;
     bool ok;
+
+    if ( atomic_add_return(nr, all) > MAX_DEFERRED )
+    {
+        atomic_sub(nr, all);
+        return false;
+    }
 
     spin_lock(&ctx->lock);
 
@@ -145,6 +152,9 @@ bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
     }
 
     spin_unlock(&ctx->lock);
+
+    if ( !ok )
+        atomic_sub(nr, all);
 
     return ok;
 }
@@ -168,6 +178,7 @@ static int release_deferred(struct pv_iommu_ctx *ctx)
 
             ctx->deferred[idx].dfn += n;
             ctx->deferred[idx].nr -= n;
+            atomic_sub(n, &ctx->pv->nr_deferred);
             if ( !ctx->deferred[idx].nr )
                 ctx->def_head++;
         }

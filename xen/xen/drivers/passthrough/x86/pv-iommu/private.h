@@ -63,6 +63,9 @@
 
 #define NR_BUCKETS      64
 
+/* Frames of a domain whose release may wait for a flush. */
+#define MAX_DEFERRED    16384
+
 /* Contexts of a domain, from IOMMU_init on. */
 struct pv_iommu {
     struct domain *d;
@@ -71,6 +74,8 @@ struct pv_iommu {
     int failed;
     /* Flushes of IOTLBs, for the debug key. */
     atomic_t nr_flushes;
+    /* Frames that are unmapped, but not flushed or released. */
+    atomic_t nr_deferred;
 
     /* Protects all below. */
     spinlock_t lock;
