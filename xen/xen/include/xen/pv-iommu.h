@@ -48,7 +48,7 @@ static always_inline bool pv_iommu_in_use(const struct domain *d)
 }
 /*
  * Flush what the current domain, d, has unmapped without a flush, so that no frame
- * stays writable for that reason. Only if pv_iommu_in_use(d).
+ * stays writable, or referenced, for that reason. Only if pv_iommu_in_use(d).
  */
 void pv_iommu_release_unmapped(const struct domain *d);
 /* Entries of the IOMMU table of d's P2M have changed, and were flushed. */
