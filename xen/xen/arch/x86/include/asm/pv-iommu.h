@@ -96,6 +96,8 @@ struct pv_iommu_ctx {
     /* Tables set aside for the split of each superpage. */
     struct page_list_head spare;
     unsigned long nr_tables, nr_frames;
+    /* While it is freed: what is below this dfn is gone. */
+    unsigned long zapped;
     /* Superpages that were split, in all and before the last flush of all. */
     unsigned int nr_splits, splits_flushed;
 

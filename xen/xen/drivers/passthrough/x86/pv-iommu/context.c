@@ -91,108 +91,44 @@ void pv_iommu_release_unmapped(const struct domain *d)
 }
 
 /*
- * Release the entries of one table and the table. Returns false if there are
- * no tables left.
+ * Release what one table has, and the tables that are empty then. Returns false
+ * if there was nothing left.
  */
-static bool zap_one(struct pv_iommu_ctx *ctx, struct later *later)
+static bool zap_table(struct pv_iommu_ctx *ctx)
 {
-    struct page_info *pg = ctx->root, *parent = NULL;
-    unsigned int level = pv_hw.levels, i, at = 0, budget = 8;
-    uint64_t *tbl;
+    struct later later = {};
 
-    ASSERT(spin_is_locked(&ctx->lock));
-
-    ctx->last = NULL;
-    if ( !pg )
+    if ( !ctx->root || ctx->zapped > pv_hw.max_dfn )
         return false;
 
-    for ( ; ; )
-    {
-        uint64_t pte = 0;
+    spin_lock(&ctx->lock);
+    ctx->zapped += reap(ctx, ctx->zapped, pv_hw.max_dfn + 1 - ctx->zapped, true,
+                        &later);
+    trim_empties(ctx);
+    spin_unlock(&ctx->lock);
 
-        tbl = __map_domain_page(pg);
-        if ( level == 1 )
-            break;
+    pool_put_list(ctx, &ctx->stale);
+    put_now(ctx, &later);
 
-        for ( i = 0; i < PT_ENTRIES; i++ )
-        {
-            pte = tbl[i];
-            if ( pte && !pte_is_leaf(pte, level) )
-                break;
-        }
-        if ( i == PT_ENTRIES )
-            break;
-
-        unmap_domain_page(tbl);
-        parent = pg;
-        at = i;
-        pg = mfn_to_page(pte_mfn(pte));
-        level--;
-    }
-
-    for ( i = 0; i < PT_ENTRIES; i++ )
-    {
-        uint64_t pte = tbl[i];
-
-        if ( !pte )
-            continue;
-
-        if ( (level > 1 && !budget--) ||
-             ((pte & pv_hw.sw_grant) && !put_later(later, pte)) )
-        {
-            unmap_domain_page(tbl);
-            return true;
-        }
-
-        tbl[i] = 0;
-        if ( !(pte & pv_hw.sw_grant) )
-            put_frames(ctx, pte_mfn(pte), span(level), pte, true);
-        ctx->nr_frames -= span(level);
-        if ( level > 1 )
-            pool_put(ctx, page_list_remove_head(&ctx->spare));
-    }
-    unmap_domain_page(tbl);
-
-    if ( parent )
-    {
-        tbl = __map_domain_page(parent);
-        tbl[at] = 0;
-        unmap_domain_page(tbl);
-    }
-    else
-        ctx->root = NULL;
-
-    pool_put(ctx, pg);
-    ctx->nr_tables--;
-
-    return parent;
+    return true;
 }
 
 /* Empty a context that nobody can use any more. May return -ERESTART. */
 int ctx_teardown(struct pv_iommu_ctx *ctx)
 {
-    bool more;
-
     ASSERT(ctx->dying);
 
-    if ( ctx->identity || ctx->nested )
+    if ( !ctx->root )
         return 0;
 
     /* No device is in it; the tag will be used again, though. */
-    if ( ctx->root && flush_deferred(ctx, true) )
+    if ( !ctx->zapped && flush_deferred(ctx, true) )
         return -ERESTART;
 
-    do {
-        struct later later = {};
-
-        spin_lock(&ctx->lock);
-        more = zap_one(ctx, &later);
-        spin_unlock(&ctx->lock);
-        put_now(ctx, &later);
-
-        if ( more && hypercall_preempt_check() )
+    while ( zap_table(ctx) )
+        if ( hypercall_preempt_check() )
             return -ERESTART;
-    } while ( more );
+    free_top(ctx);
 
     ASSERT(!ctx->nr_frames && !ctx->nr_tables && page_list_empty(&ctx->spare));
 
@@ -240,8 +176,6 @@ struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
                                 const gfn_t *desc, int *rc)
 {
     struct pv_iommu_ctx *ctx;
-    struct page_info *pg;
-    unsigned int level;
 
     ASSERT(pcidevs_locked());
 
@@ -279,28 +213,9 @@ struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
         goto out;
     }
 
-    *rc = -ENOMEM;
-    ctx->root = new_table(ctx, 0, pv_hw.levels);
-    if ( !ctx->root )
-        goto fail;
-
-    /* IOMMUs of fewer levels start from the first table of a lower level. */
-    spin_lock(&ctx->lock);
-    for ( level = pv_hw.levels - 1; level >= pv_hw.min_levels; level-- )
-    {
-        unsigned int at = level;
-
-        *rc = find_table(ctx, 0, &at, true, &pg);
-        if ( *rc )
-            break;
-        /* Never counts as empty. */
-        pt_get(ctx, pg, 1);
-    }
-    spin_unlock(&ctx->lock);
-    if ( pv_hw.min_levels < pv_hw.levels && *rc )
-        goto fail;
-
-    *rc = ctx->empty ? 0 : map_reserved(ctx);
+    *rc = new_top(ctx);
+    if ( !*rc && !ctx->empty )
+        *rc = map_reserved(ctx);
     if ( *rc )
         goto fail;
 
@@ -309,12 +224,10 @@ struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
     return ctx;
 
  fail:
-    spin_lock(&ctx->lock);
-    trim_empties(ctx);
-    while ( zap_one(ctx, NULL) )
-        /* nothing: only reserved regions, if anything at all */;
-    spin_unlock(&ctx->lock);
-    pool_put_list(ctx, &ctx->stale);
+    /* Reserved regions, if anything at all. */
+    while ( zap_table(ctx) )
+        continue;
+    free_top(ctx);
     iommu_vcall(&iommu_ops, pv_ctx_destroy, ctx);
     xfree(ctx);
 

@@ -52,53 +52,46 @@ void flush_ctx(struct pv_iommu_ctx *ctx)
 }
 
 /*
- * Release the frames behind dead entries. To be called after the flush.
- * Returns how far it got, less than nr if there is more than fits into later.
+ * Release the frames behind dead entries of one table, after the flush; all:
+ * behind present ones, too. Returns how far it got: to the end of the table, of
+ * the range, or of what fits into later.
  */
-static unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                          unsigned long nr, struct later *later)
+unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                   unsigned long nr, bool all, struct later *later)
 {
-    const uint64_t state = pv_hw.present | pv_hw.sw_dead, dead = pv_hw.sw_dead;
     const uint64_t special = pv_hw.sw_noref | pv_hw.sw_rsvd | pv_hw.sw_grant;
+    const uint64_t gone = pv_hw.sw_dead | (all ? pv_hw.present : 0);
+    unsigned int level = 1, idx, n = 0;
+    struct page_info *pg;
     unsigned long i = 0;
-    bool full = false;
+    uint64_t *tbl;
 
     ASSERT(spin_is_locked(&ctx->lock));
 
-    while ( i < nr && !full )
+    if ( find_table(ctx, dfn, &level, false, &pg) )
+        ASSERT_UNREACHABLE();
+
+    tbl = __map_domain_page(pg);
+
+    for ( idx = pt_index(dfn, level); idx < PT_ENTRIES && i < nr; idx++ )
     {
-        unsigned int level = 1, idx, gone = 0;
-        struct page_info *pg;
-        uint64_t *tbl;
+        uint64_t pte = tbl[idx];
 
-        if ( find_table(ctx, dfn + i, &level, false, &pg) )
-            ASSERT_UNREACHABLE();
-
-        tbl = __map_domain_page(pg);
-
-        for ( idx = pt_index(dfn + i, level); idx < PT_ENTRIES && i < nr;
-              idx++, i += span(level) - ((dfn + i) & (span(level) - 1)) )
+        if ( pte & gone && pte_is_leaf(pte, level) )
         {
-            uint64_t pte = tbl[idx];
-
-            if ( (pte & state) != dead )
-            {
-                if ( pte && !pte_is_leaf(pte, level) )
-                    break;
-                continue;
-            }
-
             if ( unlikely(level > 1) )
             {
                 /* A range that is dead always covers superpages wholly. */
                 ASSERT(!((dfn + i) & (PT_ENTRIES - 1)) && nr - i >= PT_ENTRIES);
+                /* Not more without a check for preemption. */
+                if ( n == 8 )
+                    break;
                 put_frames(ctx, pte_mfn(pte), PT_ENTRIES, pte, true);
                 pool_put(ctx, page_list_remove_head(&ctx->spare));
             }
             else if ( unlikely(pte & special) )
             {
-                full = (pte & pv_hw.sw_grant) && !put_later(later, pte);
-                if ( full )
+                if ( (pte & pv_hw.sw_grant) && !put_later(later, pte) )
                     break;
             }
             else if ( pte & pv_hw.sw_write )
@@ -107,14 +100,18 @@ static unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
                 put_page(mfn_to_page(pte_mfn(pte)));
 
             tbl[idx] = 0;
-            gone++;
+            n++;
         }
-        unmap_domain_page(tbl);
+        else if ( pte && !pte_is_leaf(pte, level) )
+            break;
 
-        ctx->nr_frames -= gone * span(level);
-        if ( gone )
-            pt_put(ctx, pg, gone);
+        i += span(level) - ((dfn + i) & (span(level) - 1));
     }
+    unmap_domain_page(tbl);
+
+    ctx->nr_frames -= n * span(level);
+    if ( n )
+        pt_put(ctx, pg, n);
 
     return min(i, nr);
 }
@@ -171,10 +168,8 @@ static int release_deferred(struct pv_iommu_ctx *ctx)
         if ( ctx->def_head != ctx->def_flushed )
         {
             unsigned int idx = ctx->def_head % PV_IOMMU_NR_DEFERRED;
-            unsigned long dfn = ctx->deferred[idx].dfn;
-            unsigned long n = reap(ctx, dfn,
-                                   min(ctx->deferred[idx].nr, table_rest(dfn)),
-                                   &later);
+            unsigned long n = reap(ctx, ctx->deferred[idx].dfn,
+                                   ctx->deferred[idx].nr, false, &later);
 
             ctx->deferred[idx].dfn += n;
             ctx->deferred[idx].nr -= n;
@@ -234,7 +229,7 @@ void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
         unsigned long n;
 
         spin_lock(&ctx->lock);
-        n = reap(ctx, dfn, min(nr, table_rest(dfn)), &frames);
+        n = reap(ctx, dfn, nr, false, &frames);
         spin_unlock(&ctx->lock);
 
         put_now(ctx, &frames);

@@ -72,13 +72,22 @@ static bool is_mmio(mfn_t mfn)
 
 /* MMIO: no references, but permission is needed. */
 static long get_mmio(const struct domain *d, mfn_t mfn, unsigned long nr,
-                     bool write)
+                     bool write, uint64_t *pte)
 {
-    unsigned long s = mfn_x(mfn), e = s + nr - 1;
+    unsigned long s = mfn_x(mfn), e = s, limit = 1UL << (paddr_bits - PAGE_SHIFT);
+
+    *pte = pv_hw.sw_noref;
+
+    /* The P2M has pages of Xen's as MMIO, too, e.g. a virtual APIC's. */
+    if ( !is_mmio(mfn) )
+        return -EPERM;
+
+    while ( e - s + 1 < nr && e + 1 < limit && is_mmio(_mfn(e + 1)) )
+        e++;
 
     if ( iomem_access_permitted(d, s, e) &&
          (!write || !rangeset_overlaps_range(mmio_ro_ranges, s, e)) )
-        return nr;
+        return e - s + 1;
 
     if ( iomem_access_permitted(d, s, s) &&
          (!write || !rangeset_contains_singleton(mmio_ro_ranges, s)) )
@@ -136,8 +145,40 @@ static void xlat_gfn(struct xlat *x, unsigned long gfn)
 
     x->writable = a == p2m_access_rw || a == p2m_access_rwx ||
                   a == p2m_access_w || a == p2m_access_wx;
-    x->plain = x->t == p2m_ram_rw && x->writable && mfn_valid(x->mfn) &&
-               mfn_valid(mfn_add(x->mfn, x->nr - 1));
+}
+
+/* What the type of the P2M entry allows. */
+static int check_type(const struct xlat *x, bool write, bool *foreign,
+                      bool *mmio)
+{
+    bool ro = !x->writable;
+
+    switch ( x->t )
+    {
+    case p2m_ram_rw:
+        break;
+
+    case p2m_map_foreign:
+    case p2m_grant_map_rw:
+        *foreign = true;
+        break;
+
+    case p2m_grant_map_ro:
+        *foreign = true;
+        fallthrough;
+    case p2m_ram_ro:
+        ro = true;
+        break;
+
+    case p2m_mmio_direct:
+        *mmio = true;
+        break;
+
+    default:
+        return -ENOENT;
+    }
+
+    return write && ro ? -EPERM : mfn_eq(x->mfn, INVALID_MFN) ? -ENOENT : 0;
 }
 
 /*
@@ -167,143 +208,78 @@ static always_inline unsigned long get_own(const struct domain *d, mfn_t mfn,
 
 /*
  * Translate gfn, and get references to up to nr frames that are contiguous
- * from there. Returns the number of frames, and sets the PTE bits for them.
+ * from there, at most as many as a table has entries. Returns the number of
+ * frames, and sets the PTE bits for them.
  */
 long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
              mfn_t *mfn, uint64_t *pte)
 {
     struct domain *d = x->ctx->d;
-    unsigned long i = 0;
     bool translate = paging_mode_translate(d), foreign = false, mmio = false;
-    long rc = 0;
+    bool valid;
+    unsigned long i;
+    int rc = 0;
+
+    ASSERT(nr <= PT_ENTRIES);
 
     if ( translate )
     {
         xlat_gfn(x, gfn);
-        *mfn = x->mfn;
-
-        if ( x->plain )
-        {
-            *mfn = mfn_add(*mfn, gfn - x->gfn);
-            *pte = 0;
-            i = get_own(d, *mfn, min(nr, x->gfn + x->nr - gfn));
-            if ( i )
-                return i;
-            *mfn = x->mfn;
-        }
-
-        /* That a foreign frame is in the P2M says that it may be. */
-        switch ( x->t )
-        {
-        case p2m_ram_rw:
-            break;
-
-        case p2m_map_foreign:
-        case p2m_grant_map_rw:
-            foreign = true;
-            break;
-
-        case p2m_grant_map_ro:
-            foreign = true;
-            fallthrough;
-        case p2m_ram_ro:
-            if ( write )
-                rc = -EPERM;
-            break;
-
-        case p2m_mmio_direct:
-            mmio = true;
-            break;
-
-        default:
-            rc = -ENOENT;
-            break;
-        }
-
-        if ( mfn_eq(*mfn, INVALID_MFN) )
-            rc = rc ?: -ENOENT;
-        else
-            *mfn = mfn_add(*mfn, gfn - x->gfn);
-
-        if ( !rc && write && !x->writable )
-            rc = -EPERM;
-
+        rc = check_type(x, write, &foreign, &mmio);
+        *mfn = mfn_add(x->mfn, gfn - x->gfn);
         nr = min(nr, x->gfn + x->nr - gfn);
     }
     else
     {
         *mfn = _mfn(gfn);
-
-        /* Validity changes between 2 MiB only, and a run is no longer. */
-        if ( mfn_valid(*mfn) && (nr == 1 || mfn_valid(mfn_add(*mfn, nr - 1))) )
-        {
-            *pte = write ? pv_hw.sw_write : 0;
-            i = get_own(d, *mfn, nr);
-            if ( i )
-                return i;
-        }
-
         if ( gfn >> (paddr_bits - PAGE_SHIFT) )
             rc = -ENOENT;
-        else
-            mmio = !mfn_valid(*mfn);
-        /* Nothing tells a frame's foreign mappings: be privileged over all. */
+    }
+
+    if ( rc )
+        return rc;
+
+    if ( mmio || (!translate && !mfn_valid(*mfn)) )
+        return get_mmio(d, *mfn, nr, write, pte);
+
+    /* Validity changes between 2 MiB only, and a run is no longer. */
+    valid = mfn_valid(*mfn) && (nr == 1 || mfn_valid(mfn_add(*mfn, nr - 1)));
+
+    if ( likely(valid && !foreign) )
+    {
+        *pte = write && !translate ? pv_hw.sw_write : 0;
+        i = get_own(d, *mfn, nr);
+        if ( i )
+            return i;
+    }
+
+    /* In PV nothing tells a frame's foreign mappings: be privileged over all. */
+    if ( !translate )
         foreign = is_hardware_domain(d) && is_control_domain(d);
-    }
 
-    *pte = 0;
-
-    if ( !rc && !mmio )
+    for ( i = 0; i < nr; i++ )
     {
-        struct page_info *pg = mfn_to_page(*mfn);
-        /* Validity changes between 2 MiB only, and a run is no longer. */
-        bool valid = mfn_valid(*mfn) && mfn_valid(mfn_add(*mfn, nr - 1));
+        mfn_t m = mfn_add(*mfn, i);
+        uint64_t bits;
 
-        ASSERT(nr <= PT_ENTRIES);
-
-        for ( ; i < nr; i++, pg++ )
+        rc = valid || mfn_valid(m)
+             ? get_frame(d, mfn_to_page(m), write, foreign, &bits) : -EXDEV;
+        if ( rc )
+            break;
+        if ( !i )
+            *pte = bits;
+        else if ( bits != *pte )
         {
-            uint64_t bits;
-
-            rc = valid || mfn_valid(mfn_add(*mfn, i))
-                 ? get_frame(d, pg, write, foreign, &bits) : -EXDEV;
-            if ( rc )
-                break;
-            if ( !i )
-                *pte = bits;
-            else if ( bits != *pte )
-            {
-                /* PV only: no P2M lock is held. Another run begins here. */
-                ASSERT(!translate);
-                put_frames(x->ctx, mfn_add(*mfn, i), 1, bits, false);
-                break;
-            }
-        }
-
-        /* RAM type for Xen, MMIO for the domain. */
-        if ( !i && rc == -EXDEV )
-        {
-            mmio = true;
-            nr = 1;
-            rc = 0;
+            /* PV only: no P2M lock is held. Another run begins here. */
+            ASSERT(!translate);
+            put_frames(x->ctx, m, 1, bits, false);
+            break;
         }
     }
 
-    if ( !rc && mmio )
-    {
-        unsigned long max = 1;
-
-        /* Don't extend into what is not MMIO. */
-        while ( max < nr && is_mmio(mfn_add(*mfn, max)) &&
-                !(mfn_x(mfn_add(*mfn, max)) >> (paddr_bits - PAGE_SHIFT)) )
-            max++;
-
-        /* The P2M has pages of Xen's as MMIO, too, e.g. a virtual APIC's. */
-        rc = is_mmio(*mfn) ? get_mmio(d, *mfn, max, write) : -EPERM;
-        if ( rc > 0 )
-            i = rc;
-        *pte |= pv_hw.sw_noref;
-    }
+    /* RAM type for Xen, MMIO for the domain. */
+    if ( !i && rc == -EXDEV )
+        return get_mmio(d, *mfn, 1, write, pte);
 
     return i ?: rc;
 }

@@ -40,20 +40,16 @@ static bool wants_grant(const struct foreign *f)
     return f->io[RW] ? !f->live[RW] : f->io[RO] && !f->live[RO] && !f->live[RW];
 }
 
-static struct bucket *foreign_lock(struct pv_iommu *pv, mfn_t mfn)
+/* Find the record of a frame, or make one (alloc), and lock its bucket. */
+static struct foreign *foreign_lock(struct pv_iommu *pv, mfn_t mfn, bool alloc,
+                                    struct bucket **bucket)
 {
     struct bucket *b = &pv->bucket[mfn_x(mfn) % NR_BUCKETS];
-
-    spin_lock(&b->lock);
-
-    return b;
-}
-
-static struct foreign *foreign_find(struct bucket *b, mfn_t mfn,
-                                    bool alloc)
-{
     struct rb_node **link = &b->frames.rb_node, *parent = NULL;
     struct foreign *f;
+
+    *bucket = b;
+    spin_lock(&b->lock);
 
     while ( *link )
     {
@@ -85,22 +81,22 @@ static void end_held(struct pv_iommu *pv, mfn_t mfn, const struct held *held)
 }
 
 /*
- * To be called after any change but the end of a grant, and by that.  Ends the
- * grant that is held if there is no need for it now.
+ * After a change of f, which is NULL if there is no record. Ends the grant that
+ * is held if it is no longer needed, and frees a record without a purpose.
  */
 static void foreign_unlock(struct pv_iommu *pv, struct bucket *b,
                            struct foreign *f)
 {
+    mfn_t mfn = f ? _mfn(f->mfn) : INVALID_MFN;
     struct held held = {};
-    mfn_t mfn = _mfn(f->mfn);
 
-    if ( f->held.rd && !wants_grant(f) )
+    if ( f && f->held.rd && !wants_grant(f) )
     {
         held = f->held;
         f->held.rd = NULL;
     }
 
-    if ( !f->io[RO] && !f->io[RW] && !f->live[RO] && !f->live[RW] )
+    if ( f && !f->io[RO] && !f->io[RW] && !f->live[RO] && !f->live[RW] )
     {
         rb_erase(&f->node, &b->frames);
         xfree(f);
@@ -114,8 +110,8 @@ static void foreign_unlock(struct pv_iommu *pv, struct bucket *b,
 /* A context is to have an entry for the frame. The P2M may be locked. */
 int foreign_get(struct pv_iommu *pv, mfn_t mfn, bool write)
 {
-    struct bucket *b = foreign_lock(pv, mfn);
-    struct foreign *f = foreign_find(b, mfn, true);
+    struct bucket *b;
+    struct foreign *f = foreign_lock(pv, mfn, true, &b);
     int rc = 0;
 
     if ( !f )
@@ -136,25 +132,21 @@ int foreign_get(struct pv_iommu *pv, mfn_t mfn, bool write)
 /* The entry is gone, and flushed. No lock may be held. */
 void foreign_put(struct pv_iommu *pv, mfn_t mfn, bool write)
 {
-    struct bucket *b = foreign_lock(pv, mfn);
-    struct foreign *f = foreign_find(b, mfn, false);
+    struct bucket *b;
+    struct foreign *f = foreign_lock(pv, mfn, false, &b);
 
-    if ( !f || !f->io[write] )
-    {
+    if ( f && f->io[write] )
+        f->io[write]--;
+    else
         ASSERT_UNREACHABLE();
-        spin_unlock(&b->lock);
-        return;
-    }
 
-    f->io[write]--;
     foreign_unlock(pv, b, f);
 }
 
 int pv_iommu_begin_grant(struct domain *ld, mfn_t mfn, bool readonly)
 {
-    struct pv_iommu *pv = dom_iommu(ld)->pv;
-    struct bucket *b = foreign_lock(pv, mfn);
-    struct foreign *f = foreign_find(b, mfn, true);
+    struct bucket *b;
+    struct foreign *f = foreign_lock(dom_iommu(ld)->pv, mfn, true, &b);
 
     if ( f )
         f->live[!readonly]++;
@@ -167,22 +159,19 @@ int pv_iommu_begin_grant(struct domain *ld, mfn_t mfn, bool readonly)
 void pv_iommu_grant_mapped(struct domain *ld, mfn_t mfn)
 {
     struct pv_iommu *pv = dom_iommu(ld)->pv;
-    struct bucket *b = foreign_lock(pv, mfn);
-    struct foreign *f = foreign_find(b, mfn, false);
-
+    struct bucket *b;
     /* It may have been unmapped again by now. */
-    if ( f )
-        foreign_unlock(pv, b, f);
-    else
-        spin_unlock(&b->lock);
+    struct foreign *f = foreign_lock(pv, mfn, false, &b);
+
+    foreign_unlock(pv, b, f);
 }
 
 bool pv_iommu_end_grant(struct domain *ld, struct domain *rd, grant_ref_t ref,
                         mfn_t mfn, uint16_t flags, bool begun)
 {
     struct pv_iommu *pv = dom_iommu(ld)->pv;
-    struct bucket *b = foreign_lock(pv, mfn);
-    struct foreign *f = foreign_find(b, mfn, false);
+    struct bucket *b;
+    struct foreign *f = foreign_lock(pv, mfn, false, &b);
     bool write = !(flags & GNTMAP_readonly), hold = false;
     struct held old = {};
 

@@ -275,7 +275,7 @@ int map_runs(struct pv_iommu_ctx *ctx, struct runs *r, uint32_t flags,
 
         total -= part;
         /* Stops at what others have unmapped; the remainder is theirs, too. */
-        kill_entries(ctx, dfn + total, part, &part, &foreign);
+        kill_entries(ctx, dfn + total, part, false, &part, &foreign);
         finish_unmap(ctx, dfn + total, part, false);
     }
 
@@ -304,18 +304,15 @@ static int kill_run(struct pv_iommu_ctx *ctx, const struct runs *r,
 
     while ( !rc && *done < r->nr )
     {
-        unsigned long cur = r->dfn + *done, part = 0;
+        unsigned long cur = r->dfn + *done, part;
 
         /* To end grants takes longer. */
         if ( *done >= UNMAP_BATCH || *foreign ||
              (*done && hypercall_preempt_check()) )
             return -ERESTART;
 
-        if ( unit > 1 )
-            rc = check_entries(ctx, cur, unit);
-        if ( !rc )
-            rc = kill_entries(ctx, cur, min(r->nr - *done, table_rest(cur)),
-                              &part, foreign);
+        rc = kill_entries(ctx, cur, min(r->nr - *done, table_rest(cur)),
+                          unit > 1, &part, foreign);
         *done += part;
     }
 

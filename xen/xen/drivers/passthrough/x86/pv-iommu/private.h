@@ -152,20 +152,17 @@ static inline mfn_t pte_mfn(uint64_t pte)
 /* table.c */
 void pool_put(struct pv_iommu_ctx *ctx, struct page_info *pg);
 void pool_put_list(struct pv_iommu_ctx *ctx, struct page_list_head *list);
-struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                            unsigned int level);
-void pt_get(struct pv_iommu_ctx *ctx, struct page_info *pg, unsigned int nr);
 void pt_put(struct pv_iommu_ctx *ctx, struct page_info *pg, unsigned int nr);
 int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
                unsigned int *level, bool alloc, struct page_info **ppg);
+int new_top(struct pv_iommu_ctx *ctx);
+void free_top(struct pv_iommu_ctx *ctx);
 void trim_empties(struct pv_iommu_ctx *ctx);
 int write_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
                   unsigned long nr, uint64_t flags, bool retry,
                   unsigned long *done);
 int kill_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
-                 unsigned long *done, bool *foreign);
-int check_entries(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                  unsigned long nr);
+                 bool whole, unsigned long *done, bool *foreign);
 
 /* grant.c */
 int foreign_get(struct pv_iommu *pv, mfn_t mfn, bool write);
@@ -187,8 +184,6 @@ struct xlat {
     const struct pv_iommu_ctx *ctx;
     /* The domain may read and write it. */
     bool writable;
-    /* Plain memory, all of it. */
-    bool plain;
     unsigned long gfn, nr;
     mfn_t mfn;
     p2m_type_t t;
@@ -214,6 +209,8 @@ void put_now(const struct pv_iommu_ctx *ctx, struct later *later);
 void flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
                  unsigned int flags);
 void flush_ctx(struct pv_iommu_ctx *ctx);
+unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                   unsigned long nr, bool all, struct later *later);
 bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr);
 int flush_deferred(struct pv_iommu_ctx *ctx, bool always);
 void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,

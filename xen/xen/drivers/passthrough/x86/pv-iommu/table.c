@@ -80,8 +80,8 @@ void pool_put_list(struct pv_iommu_ctx *ctx, struct page_list_head *list)
         pool_put(ctx, pg);
 }
 
-struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                            unsigned int level)
+static struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                                   unsigned int level)
 {
     struct page_info *pg = pool_get(ctx);
 
@@ -102,19 +102,29 @@ struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
     return pg;
 }
 
-void pt_get(struct pv_iommu_ctx *ctx, struct page_info *pg, unsigned int nr)
+/*
+ * A table that IOMMUs start from, depending on how many levels they have. It
+ * stays, with or without entries.
+ */
+static bool is_top(struct page_info *pg)
 {
-    if ( !pt_used(pg) && pg != ctx->root )
+    return META_LEVEL(*meta(pg)) >= pv_hw.min_levels && !META_DFN(*meta(pg));
+}
+
+static void pt_get(struct pv_iommu_ctx *ctx, struct page_info *pg,
+                   unsigned int nr)
+{
+    if ( !pt_used(pg) && !is_top(pg) )
         page_list_del(pg, &ctx->empties);
     *meta(pg) += nr;
-    ASSERT(pt_used(pg) <= PT_ENTRIES + 1);
+    ASSERT(pt_used(pg) <= PT_ENTRIES);
 }
 
 void pt_put(struct pv_iommu_ctx *ctx, struct page_info *pg, unsigned int nr)
 {
     ASSERT(pt_used(pg) >= nr);
     *meta(pg) -= nr;
-    if ( !pt_used(pg) && pg != ctx->root )
+    if ( !pt_used(pg) && !is_top(pg) )
         page_list_add_tail(pg, &ctx->empties);
 }
 
@@ -156,7 +166,8 @@ int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
                 return -ENOMEM;
             }
 
-            page_list_add_tail(child, &ctx->empties);
+            if ( !is_top(child) )
+                page_list_add_tail(child, &ctx->empties);
 
             pte = table_pte(child, lvl - 1);
             write_pte(ptep, pte);
@@ -178,6 +189,41 @@ int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
     *ppg = pg;
 
     return 0;
+}
+
+/* Make the tables that IOMMUs start from. */
+int new_top(struct pv_iommu_ctx *ctx)
+{
+    unsigned int level = pv_hw.min_levels;
+    struct page_info *pg;
+    int rc = -ENOMEM;
+
+    spin_lock(&ctx->lock);
+    ctx->root = new_table(ctx, 0, pv_hw.levels);
+    if ( ctx->root )
+        rc = find_table(ctx, 0, &level, true, &pg);
+    spin_unlock(&ctx->lock);
+
+    return rc;
+}
+
+/* Free them, when there are no others left. */
+void free_top(struct pv_iommu_ctx *ctx)
+{
+    struct page_info *pg = ctx->root;
+
+    while ( pg )
+    {
+        uint64_t *tbl = __map_domain_page(pg), pte = tbl[0];
+
+        tbl[0] = 0;
+        unmap_domain_page(tbl);
+        pool_put(ctx, pg);
+        ctx->nr_tables--;
+        pg = pte ? mfn_to_page(pte_mfn(pte)) : NULL;
+    }
+
+    ctx->root = NULL;
 }
 
 /*
@@ -366,11 +412,12 @@ static always_inline int check_entry(uint64_t pte)
 }
 
 /*
- * Make the entries of nr frames dead. Sets *foreign when the flush must not be
- * deferred: other domains' frames are among them.
+ * Make the entries of nr frames dead; whole: those of a table all or not at all.
+ * Sets *foreign when the flush must not be deferred: other domains' frames are
+ * among them.
  */
 int kill_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
-                 unsigned long *done, bool *foreign)
+                 bool whole, unsigned long *done, bool *foreign)
 {
     const uint64_t present = pv_hw.present, dead = pv_hw.sw_dead;
     uint64_t seen = 0;
@@ -397,7 +444,12 @@ int kill_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
         tbl = __map_domain_page(pg);
         idx = pt_index(dfn + i, level);
 
-        for ( n = 0; idx + n < PT_ENTRIES && i < nr; n++, i += span(level) )
+        if ( whole && level == 1 )
+            for ( n = 0; !rc && idx + n < PT_ENTRIES && i + n < nr; n++ )
+                rc = check_entry(tbl[idx + n]);
+
+        for ( n = 0; !rc && idx + n < PT_ENTRIES && i < nr;
+              n++, i += span(level) )
         {
             uint64_t pte = tbl[idx + n];
 
@@ -431,33 +483,6 @@ int kill_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
     if ( seen & pv_hw.sw_grant )
         *foreign = true;
     *done = i;
-
-    return rc;
-}
-
-/* Can all entries of a range within a table of the lowest level be killed? */
-int check_entries(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                  unsigned long nr)
-{
-    unsigned int level = 1, idx;
-    struct page_info *pg;
-    uint64_t *tbl;
-    int rc;
-
-    spin_lock(&ctx->lock);
-
-    rc = ctx->dying ? -EINVAL : find_table(ctx, dfn, &level, false, &pg);
-    if ( !rc )
-    {
-        tbl = __map_domain_page(pg);
-        idx = pt_index(dfn, level);
-        do {
-            rc = check_entry(tbl[idx]);
-        } while ( !rc && level == 1 && ++idx < PT_ENTRIES && --nr );
-        unmap_domain_page(tbl);
-    }
-
-    spin_unlock(&ctx->lock);
 
     return rc;
 }
