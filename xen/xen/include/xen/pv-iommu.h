@@ -15,28 +15,30 @@ struct pv_iommu_ctx;
 
 #ifdef CONFIG_PV_IOMMU
 
-/* The context to set a device of d up for, NULL for the tables of d. */
+/* The context that a device of d belongs to, or NULL for the tables of d. */
 struct pv_iommu_ctx *pv_iommu_pdev_ctx(const struct domain *d,
                                        const struct pci_dev *pdev);
-/* The owner of an IOMMU tag, NULL if it is not a context's. */
+/* The owner of a context's tag, or NULL if the tag is not a context's. */
 struct domain *pv_iommu_domid_owner(domid_t domid);
-/* Move a device back to its domain's default context, ahead of others. */
+/* Move a device back to its domain's default context, before it goes away. */
 int pv_iommu_release_pdev(struct pci_dev *pdev);
 /*
- * A device is about to go to another domain. It comes back to the context that it
- * is in now, or to one that blocks its DMA if that has been freed meanwhile.
+ * Called before a device is assigned to another domain. It will return to its
+ * current context, or to one that blocks DMA if that has been freed by then.
  */
 int pv_iommu_lend_pdev(const struct pci_dev *pdev);
-/* The IOMMUs know nothing of a device anymore. */
+/* A device has been removed from the IOMMUs. */
 void pv_iommu_forget_pdev(struct pci_dev *pdev);
 /*
- * Grants that a domain maps, if it has contexts (pv_iommu_in_use()).
+ * Hooks for grants mapped by a domain with contexts (pv_iommu_in_use()).
  *
- * begin: before the mapping exists.  1: end has to follow, or an error.
- * mapped: after that.
- * end: the last part of the mapping (flags: GNTMAP_*; without device_map and
- * host_map there never was a mapping) is gone, from TLBs, too.  True if contexts still
- * need the grant: gnttab_end_mapping() is called later, once they don't.
+ * begin: called before the mapping exists. Returns 1 if end has to follow, or
+ * an error.
+ * mapped: called when the mapping exists.
+ * end: called when the last part of the mapping is gone, including from TLBs.
+ * flags are GNTMAP_*; neither device_map nor host_map: there was no mapping.
+ * Returns true if contexts still need the grant. gnttab_end_mapping() will be
+ * called when they no longer do.
  */
 int pv_iommu_begin_grant(struct domain *ld, mfn_t mfn, bool readonly);
 void pv_iommu_grant_mapped(struct domain *ld, mfn_t mfn);
@@ -47,23 +49,23 @@ static always_inline bool pv_iommu_in_use(const struct domain *d)
     return unlikely(ACCESS_ONCE(dom_iommu(d)->pv));
 }
 /*
- * Flush what the current domain, d, has unmapped without a flush, so that no frame
- * stays writable, or referenced, for that reason. Only if pv_iommu_in_use(d).
+ * Flush everything that d, the current domain, has unmapped without a flush,
+ * and release the frames. The caller has checked pv_iommu_in_use(d).
  */
 void pv_iommu_release_unmapped(const struct domain *d);
-/* Entries of the IOMMU table of d's P2M have changed, and were flushed. */
+/* The IOMMU table of d's P2M has changed, and has been flushed. */
 void pv_iommu_p2m_changed(const struct domain *d);
-/* Free everything, for a domain that dies. May return -ERESTART. */
+/* Free the contexts of a dying domain. May return -ERESTART. */
 int pv_iommu_domain_destroy(struct domain *d);
-/* What remains after that, with the domain itself. */
+/* Free the rest, when nobody can find the domain any more. */
 void pv_iommu_domain_free(struct domain *d);
-/* The hardware domain's devices have been set up. */
+/* Called when the hardware domain's devices have been set up. */
 void pv_iommu_hwdom_init(struct domain *d);
 void pv_iommu_dump(const struct domain *d);
-/* Report a fault to the domain that has the device; reason is the vendor's. */
+/* Report a fault to the owner of the device. The reason is vendor specific. */
 void pv_iommu_fault(pci_sbdf_t sbdf, uint64_t addr, bool write,
                     unsigned int reason);
-/* IOMMU_get_faults: the number of faults that were moved, or an error. */
+/* IOMMU_get_faults. Returns the number of faults copied, or an error. */
 long pv_iommu_get_faults(struct domain *d, unsigned long buf, unsigned long nr);
 extern bool opt_pv_iommu_no_dma;
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* PV-IOMMU: making, using and freeing contexts. */
+/* PV-IOMMU: creating, looking up and freeing contexts. */
 
 #include <xen/event.h>
 #include <xen/hypercall.h>
@@ -31,7 +31,7 @@ struct pv_iommu_ctx *ctx_get(struct pv_iommu *pv, unsigned int no, bool dying)
     return ctx;
 }
 
-/* The context may be gone right after that. */
+/* The context may be freed at any time after this. */
 void ctx_put(struct pv_iommu_ctx *ctx)
 {
     ASSERT(atomic_read(&ctx->users) > 0);
@@ -40,8 +40,8 @@ void ctx_put(struct pv_iommu_ctx *ctx)
 }
 
 /*
- * The pool is empty: flush contexts, for their tables that are empty. May
- * return -ERESTART.
+ * The pool has no pages left. Flush all contexts with empty tables to get some
+ * back. May return -ERESTART.
  */
 int reclaim(struct pv_iommu *pv)
 {
@@ -68,9 +68,10 @@ int reclaim(struct pv_iommu *pv)
 }
 
 /*
- * The caller wants a frame that may be in use only because it was unmapped
- * without a flush. Page table pages may be locked, so this cannot be preempted:
- * it flushes each context once at most, and releases MAX_DEFERRED frames at most.
+ * Called if a frame is in use, perhaps only because it was unmapped without a
+ * flush. The caller may hold locks of page table pages, so this cannot be
+ * preempted: it flushes each context at most once, and releases at most
+ * MAX_DEFERRED frames.
  */
 void pv_iommu_release_unmapped(const struct domain *d)
 {
@@ -91,8 +92,8 @@ void pv_iommu_release_unmapped(const struct domain *d)
 }
 
 /*
- * Release what one table has, and the tables that are empty then. Returns false
- * if there was nothing left.
+ * Release the entries of the next table, and all tables that are empty then.
+ * Returns false if there were none.
  */
 static bool zap_table(struct pv_iommu_ctx *ctx)
 {
@@ -102,8 +103,8 @@ static bool zap_table(struct pv_iommu_ctx *ctx)
         return false;
 
     spin_lock(&ctx->lock);
-    ctx->zapped += reap(ctx, ctx->zapped, pv_hw.max_dfn + 1 - ctx->zapped, true,
-                        &later);
+    ctx->zapped += reap(ctx, ctx->zapped, pv_hw.max_dfn + 1 - ctx->zapped,
+                        true, &later);
     trim_empties(ctx);
     spin_unlock(&ctx->lock);
 
@@ -113,7 +114,10 @@ static bool zap_table(struct pv_iommu_ctx *ctx)
     return true;
 }
 
-/* Empty a context that nobody can use any more. May return -ERESTART. */
+/*
+ * Release everything in a context that is no longer used. May return
+ * -ERESTART.
+ */
 int ctx_teardown(struct pv_iommu_ctx *ctx)
 {
     ASSERT(ctx->dying);
@@ -121,7 +125,7 @@ int ctx_teardown(struct pv_iommu_ctx *ctx)
     if ( !ctx->root )
         return 0;
 
-    /* No device is in it; the tag will be used again, though. */
+    /* It has no devices, but its tag will be reused. */
     if ( !ctx->zapped && flush_deferred(ctx, true) )
         return -ERESTART;
 
@@ -136,8 +140,8 @@ int ctx_teardown(struct pv_iommu_ctx *ctx)
 }
 
 /*
- * Free a context that was torn down. -ERESTART if calls other than the caller's
- * own ones still use it.
+ * Free a context after ctx_teardown(). Returns -ERESTART if anybody but the
+ * caller, who has own references, still uses it.
  */
 int ctx_remove(struct pv_iommu_ctx *ctx, unsigned int own)
 {
@@ -170,7 +174,7 @@ int ctx_remove(struct pv_iommu_ctx *ctx, unsigned int own)
     return busy ? -ERESTART : 0;
 }
 
-/* desc: for a nested context, the page by which hardware finds its table. */
+/* desc: only for a nested context, the page with its descriptor. */
 struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
                                 unsigned int no, unsigned int flags,
                                 const gfn_t *desc, int *rc)
@@ -224,7 +228,7 @@ struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
     return ctx;
 
  fail:
-    /* Reserved regions, if anything at all. */
+    /* At most the reserved regions. */
     while ( zap_table(ctx) )
         continue;
     free_top(ctx);
@@ -250,7 +254,7 @@ struct domain *pv_iommu_domid_owner(domid_t domid)
     return NULL;
 }
 
-/* Make a context; sets *no. */
+/* Create a context, and set *no. */
 int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
             const gfn_t *desc, unsigned int *no)
 {
@@ -287,7 +291,7 @@ int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
 int ctx_free(struct domain *d, struct pv_iommu *pv, unsigned int no,
              bool reattach)
 {
-    /* One that is dying already is the continuation's, or another's. */
+    /* It is dying already in a continuation, or if another call frees it. */
     struct pv_iommu_ctx *ctx = ctx_get(pv, no, true);
     struct pci_dev *pdev;
     int rc = 0;
@@ -324,12 +328,11 @@ int ctx_free(struct domain *d, struct pv_iommu *pv, unsigned int no,
         pcidevs_unlock();
     }
 
-    /* Nobody comes in any more. */
+    /* No new users from now on. */
     if ( !rc && atomic_read(&ctx->users) > 1 )
         rc = -ERESTART;
     if ( !rc )
         rc = ctx_teardown(ctx);
-    /* But to free it as well. */
     if ( !rc )
         rc = ctx_remove(ctx, 1);
     if ( rc )

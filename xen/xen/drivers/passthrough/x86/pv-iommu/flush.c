@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* PV-IOMMU: flushes of IOTLBs, and the frames and tables that wait for one. */
+/* PV-IOMMU: IOTLB flushes, and the frames and tables that wait for one. */
 
 #include <xen/event.h>
 #include <xen/hypercall.h>
@@ -10,14 +10,12 @@ void flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
                  unsigned int flags)
 {
     /*
-     * An IOMMU that isn't flushed as no device behind it is in the context
-     * must see the new entries when there is one.
+     * An IOMMU without devices in the context is not flushed. It must see the
+     * new entries when it gets one.
      */
     smp_mb();
 
-    /*
-     * The vendors' code waits for as long as it takes: there is no way back.
-     */
+    /* The vendors' code waits for as long as it takes. */
     if ( iommu_call(&iommu_ops, pv_flush, ctx, _dfn(dfn), nr, flags) )
         panic("%pd: IOMMU context %u cannot be flushed\n", ctx->d, ctx->no);
 
@@ -25,7 +23,7 @@ void flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
         atomic_inc(&ctx->pv->nr_flushes);
 }
 
-/* Flush all of a context, and give back the tables that are empty. */
+/* Flush all of a context, and free its empty tables. */
 void flush_ctx(struct pv_iommu_ctx *ctx)
 {
     PAGE_LIST_HEAD(stale);
@@ -52,9 +50,10 @@ void flush_ctx(struct pv_iommu_ctx *ctx)
 }
 
 /*
- * Release the frames behind dead entries of one table, after the flush; all:
- * behind present ones, too. Returns how far it got: to the end of the table, of
- * the range, or of what fits into later.
+ * After a flush: clear dead entries of one table, and release the frames. With
+ * all, do the same to entries that are present. Returns how far it got, which
+ * may be less than nr: it stops at the end of the table and when later is
+ * full.
  */
 unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
                    unsigned long nr, bool all, struct later *later)
@@ -81,9 +80,9 @@ unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
         {
             if ( unlikely(level > 1) )
             {
-                /* A range that is dead always covers superpages wholly. */
+                /* Those that were partly unmapped have been split. */
                 ASSERT(!((dfn + i) & (PT_ENTRIES - 1)) && nr - i >= PT_ENTRIES);
-                /* Not more without a check for preemption. */
+                /* Enough until the next check for preemption. */
                 if ( n == 8 )
                     break;
                 put_frames(ctx, pte_mfn(pte), PT_ENTRIES, pte, true);
@@ -116,7 +115,9 @@ unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
     return min(i, nr);
 }
 
-/* Remember a dead range for flush_deferred(). False if too much waits already. */
+/*
+ * Leave a dead range to flush_deferred(). Returns false if there are too many.
+ */
 bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
 {
     atomic_t *all = &ctx->pv->nr_deferred;
@@ -134,7 +135,7 @@ bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
     idx = (ctx->def_tail - 1) % PV_IOMMU_NR_DEFERRED;
     ok = ctx->def_tail - ctx->def_head < PV_IOMMU_NR_DEFERRED;
 
-    /* No flush has begun since, so that one serves both. */
+    /* Extend the last range if no flush has started since it was added. */
     if ( ctx->def_tail != ctx->def_sealed &&
          ctx->deferred[idx].dfn + ctx->deferred[idx].nr == dfn )
     {
@@ -156,7 +157,7 @@ bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
     return ok;
 }
 
-/* Release what was deferred, and flushed since. May return -ERESTART. */
+/* Release deferred ranges that have been flushed. May return -ERESTART. */
 static int release_deferred(struct pv_iommu_ctx *ctx)
 {
     bool more;
@@ -189,14 +190,14 @@ static int release_deferred(struct pv_iommu_ctx *ctx)
 }
 
 /*
- * Flush and release what was unmapped without a flush; always: flush even if
- * nothing was. May return -ERESTART.
+ * Flush and release deferred ranges. With always, flush even if there are
+ * none. May return -ERESTART.
  */
 int flush_deferred(struct pv_iommu_ctx *ctx, bool always)
 {
     unsigned int flushed = ACCESS_ONCE(ctx->def_flushed);
 
-    /* There is something to release: this goes on after preemption. */
+    /* Flushed, but not released: this continues after preemption. */
     if ( flushed != ACCESS_ONCE(ctx->def_head) )
         always = false;
 
@@ -207,8 +208,8 @@ int flush_deferred(struct pv_iommu_ctx *ctx, bool always)
 }
 
 /*
- * Flush and release a range that this call made dead, or leave that to the
- * next flush (later). If too much waits for that, it is now.
+ * Flush and release a range that the caller has made dead. With later, leave
+ * that to the next full flush, unless too much is waiting for it already.
  */
 void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
                   unsigned long nr, bool later)
@@ -216,7 +217,7 @@ void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
     if ( !nr || (later && defer(ctx, dfn, nr)) )
         return;
 
-    /* What is cached may be larger than the range. */
+    /* The IOTLB may have a superpage that has been split since. */
     if ( later ||
          ACCESS_ONCE(ctx->nr_splits) != ACCESS_ONCE(ctx->splits_flushed) )
         flush_ctx(ctx);
@@ -237,7 +238,7 @@ void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
         nr -= n;
     }
 
-    /* What is left after preemption is released with the next flush. */
+    /* If this is preempted, the next flush releases the rest. */
     if ( later )
         release_deferred(ctx);
 }

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * PV-IOMMU: the frames that a domain may map, and references to them.
+ * PV-IOMMU: permission to map a frame, and references to it.
  *
- * A frame that a device can write to has a writable type reference, too,
- * unless its owner is an external one, whose frames are never page or
- * descriptor tables that Xen relies on. Frames of other domains have sw_grant
- * set, and sw_write then only says that the device may write.
+ * Each entry holds a reference to its frame. A writable entry also holds a
+ * PGT_writable_page reference, unless the frame's owner is in external paging
+ * mode: Xen does not rely on such a domain's page or descriptor tables.
+ *
+ * sw_write marks entries of the domain's own frames with a type reference.
+ * Entries of other domains' frames have sw_grant; in these, sw_write is set in
+ * all writable ones.
  */
 
 #include <xen/iocap.h>
@@ -18,12 +21,13 @@
 static bool is_typed(const struct page_info *pg, uint64_t pte)
 {
     return (pte & pv_hw.sw_write) &&
-           (!(pte & pv_hw.sw_grant) || !paging_mode_external(page_get_owner(pg)));
+           (!(pte & pv_hw.sw_grant) ||
+            !paging_mode_external(page_get_owner(pg)));
 }
 
-/* Drop references, those to types only if typed. No lock may be held. */
-void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn,
-                       unsigned long nr, uint64_t pte, bool typed)
+/* Drop references; typed: to types, too. No locks may be held. */
+void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn, unsigned long nr,
+                uint64_t pte, bool typed)
 {
     struct page_info *pg;
     unsigned long i;
@@ -38,13 +42,13 @@ void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn,
         else
             put_page(pg);
 
-        /* The granter is told last. */
+        /* Last, as this may end the grant. */
         if ( pte & pv_hw.sw_grant )
             foreign_put(ctx->pv, mfn_add(mfn, i), pte & pv_hw.sw_write);
     }
 }
 
-/* Returns false if there is no room. */
+/* Returns false if it is full. */
 bool put_later(struct later *later, uint64_t pte)
 {
     if ( later->nr == ARRAY_SIZE(later->pte) )
@@ -64,21 +68,22 @@ void put_now(const struct pv_iommu_ctx *ctx, struct later *later)
     later->nr = 0;
 }
 
-/* Not RAM, for which a reference would be needed. */
+/* Is it not RAM, so that there is nothing to get references to? */
 static bool is_mmio(mfn_t mfn)
 {
     return !mfn_valid(mfn) || page_get_owner(mfn_to_page(mfn)) == dom_io;
 }
 
-/* MMIO: no references, but permission is needed. */
+/* MMIO needs permission, and has no references. Returns how many frames. */
 static long get_mmio(const struct domain *d, mfn_t mfn, unsigned long nr,
                      bool write, uint64_t *pte)
 {
-    unsigned long s = mfn_x(mfn), e = s, limit = 1UL << (paddr_bits - PAGE_SHIFT);
+    unsigned long limit = 1UL << (paddr_bits - PAGE_SHIFT);
+    unsigned long s = mfn_x(mfn), e = s;
 
     *pte = pv_hw.sw_noref;
 
-    /* The P2M has pages of Xen's as MMIO, too, e.g. a virtual APIC's. */
+    /* The P2M also has pages of Xen's as MMIO, e.g. the virtual APIC. */
     if ( !is_mmio(mfn) )
         return -EPERM;
 
@@ -97,13 +102,13 @@ static long get_mmio(const struct domain *d, mfn_t mfn, unsigned long nr,
 }
 
 /*
- * Get a reference to a frame, but not to its type, as the P2M may be locked.
- * Sets the PTE bits.
+ * Get a reference to a frame, and set the PTE bits for it. The type reference
+ * has to wait until the P2M is unlocked.
  */
 static int get_frame(const struct domain *d, struct page_info *pg, bool write,
                      bool foreign, uint64_t *pte)
 {
-    /* Unlike get_page() this does not log what a caller asked for in vain. */
+    /* Unlike get_page(), this does not log failures. */
     const struct domain *owner = page_get_owner_and_reference(pg);
     int rc;
 
@@ -126,7 +131,7 @@ static int get_frame(const struct domain *d, struct page_info *pg, bool write,
     return rc;
 }
 
-/* No entry is populated: a domain that has devices has none of that kind. */
+/* Nothing has to be populated: domains with devices have no such entries. */
 static void xlat_gfn(struct xlat *x, unsigned long gfn)
 {
     unsigned int order = 0;
@@ -147,7 +152,7 @@ static void xlat_gfn(struct xlat *x, unsigned long gfn)
                   a == p2m_access_w || a == p2m_access_wx;
 }
 
-/* What the type of the P2M entry allows. */
+/* Does the type of the P2M entry allow mapping it? */
 static int check_type(const struct xlat *x, bool write, bool *foreign,
                       bool *mmio)
 {
@@ -182,8 +187,8 @@ static int check_type(const struct xlat *x, bool write, bool *foreign,
 }
 
 /*
- * Get references to frames that are all valid, as long as they are what is by
- * far the most frequent: memory of the domain's own. Returns how many are.
+ * The fast path: get references to valid frames as long as they are the
+ * domain's own. Returns how many are.
  */
 static always_inline unsigned long get_own(const struct domain *d, mfn_t mfn,
                                            unsigned long nr)
@@ -197,7 +202,7 @@ static always_inline unsigned long get_own(const struct domain *d, mfn_t mfn,
 
         if ( likely(owner == d) )
             continue;
-        /* To be looked at once more, with more care. */
+        /* The slow path takes another look at this one. */
         if ( owner )
             put_page(pg);
         break;
@@ -207,9 +212,8 @@ static always_inline unsigned long get_own(const struct domain *d, mfn_t mfn,
 }
 
 /*
- * Translate gfn, and get references to up to nr frames that are contiguous
- * from there, at most as many as a table has entries. Returns the number of
- * frames, and sets the PTE bits for them.
+ * Translate gfn, and get references to up to nr contiguous frames from there.
+ * Returns the number of frames, and sets the PTE bits for them.
  */
 long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
              mfn_t *mfn, uint64_t *pte)
@@ -242,7 +246,7 @@ long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
     if ( mmio || (!translate && !mfn_valid(*mfn)) )
         return get_mmio(d, *mfn, nr, write, pte);
 
-    /* Validity changes between 2 MiB only, and a run is no longer. */
+    /* Validity has a granularity of 2 MiB, and a run is no longer. */
     valid = mfn_valid(*mfn) && (nr == 1 || mfn_valid(mfn_add(*mfn, nr - 1)));
 
     if ( likely(valid && !foreign) )
@@ -253,7 +257,10 @@ long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
             return i;
     }
 
-    /* In PV nothing tells a frame's foreign mappings: be privileged over all. */
+    /*
+     * There is no record of a PV domain's foreign mappings, so it has to be
+     * privileged over all domains.
+     */
     if ( !translate )
         foreign = is_hardware_domain(d) && is_control_domain(d);
 
@@ -270,14 +277,14 @@ long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
             *pte = bits;
         else if ( bits != *pte )
         {
-            /* PV only: no P2M lock is held. Another run begins here. */
+            /* PV only, so no P2M lock is held. Another run starts here. */
             ASSERT(!translate);
             put_frames(x->ctx, m, 1, bits, false);
             break;
         }
     }
 
-    /* RAM type for Xen, MMIO for the domain. */
+    /* RAM to Xen, but MMIO to the domain. */
     if ( !i && rc == -EXDEV )
         return get_mmio(d, *mfn, 1, write, pte);
 
@@ -285,12 +292,12 @@ long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
 }
 
 /*
- * Get the references to types, with the P2M no longer locked. Returns how
- * many pieces have them, the last one perhaps shortened; the others are
- * dropped.
+ * Get type references, after the P2M was unlocked. Returns the number of
+ * pieces that have them; the last of these may have been shortened. The
+ * references of the others are dropped.
  */
-unsigned int get_types(const struct pv_iommu_ctx *ctx,
-                              struct piece *piece, unsigned int nr, int *rc)
+unsigned int get_types(const struct pv_iommu_ctx *ctx, struct piece *piece,
+                       unsigned int nr, int *rc)
 {
     unsigned long i = 0;
     unsigned int n, good;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * PV-IOMMU: the hypercall. What a caller says is copied in and checked here;
- * what is called from here relies on it.
+ * PV-IOMMU: the hypercall. Arguments are copied in and validated here; other
+ * files rely on it.
  */
 
 #include <xen/err.h>
@@ -24,7 +24,10 @@ static unsigned int __read_mostly opt_max_order = 18;
 
 struct pv_iommu_hw __ro_after_init pv_hw;
 
-/* A part like "max-order=18" of a parameter: 0 if it is another, or negative. */
+/*
+ * Parse an option such as "max-order=18". Returns 1 if this is it, 0 if it is
+ * another one, or an error.
+ */
 static int __init parse_limit(const char *name, const char *s, const char *end,
                               unsigned long min, unsigned long max,
                               unsigned int *val)
@@ -57,8 +60,12 @@ static int __init cf_check parse_pv_iommu(const char *s)
             opt_pv_iommu = val;
         else if ( (val = parse_boolean("nested", s, ss)) >= 0 )
             opt_nested = val;
-        else if ( (parse_limit("max-contexts=", s, ss, 1, 0xfffe, &opt_max_ctx) ?:
-                   parse_limit("max-order=", s, ss, 0, 30, &opt_max_order)) <= 0 )
+        else if ( (val = parse_limit("max-contexts=", s, ss, 1, 0xfffe,
+                                     &opt_max_ctx)) ||
+                  (val = parse_limit("max-order=", s, ss, 0, 30,
+                                     &opt_max_order)) )
+            rc = val < 0 ? val : rc;
+        else
             rc = -EINVAL;
 
         s = ss + 1;
@@ -78,7 +85,7 @@ static int op_capabilities(const struct domain *d, const struct pv_iommu *pv,
     cap.cap_flags = IOMMUCAP_identity | IOMMUCAP_deferred_flush |
                     IOMMUCAP_deferred_unmap | IOMMUCAP_runs | IOMMUCAP_query |
                     IOMMUCAP_alloc_empty | IOMMUCAP_faults;
-    /* Without snoop control a device decides for itself. */
+    /* Without snoop control, devices decide themselves. */
     if ( iommu_snoop )
         cap.cap_flags |= IOMMUCAP_cache;
     if ( !default_blocks(d) )
@@ -93,7 +100,7 @@ static int op_capabilities(const struct domain *d, const struct pv_iommu *pv,
     return copy_to_guest(arg, &cap, 1) ? -EFAULT : 0;
 }
 
-/* Returns the size of the whole structure. */
+/* Returns the full size of the structure. */
 static long op_query(const struct domain *d, unsigned long what,
                      unsigned long index, unsigned long buf,
                      unsigned long size)
@@ -146,13 +153,13 @@ static int op_init(struct domain *d, bool continued,
     return init_domain(d, op.max_ctx_no, 1UL << op.arena_order, continued);
 }
 
-/* Three elements of padding: they may get a meaning one day. */
+/* Padding must be zero, so that it can get a meaning later. */
 static bool pad_ok(const uint16_t *pad)
 {
     return !(pad[0] | pad[1] | pad[2]);
 }
 
-/* Make a context; its number is where the arguments of both calls begin. */
+/* Create a context. In the arguments of both calls, its number comes first. */
 static int alloc_ctx(struct domain *d, struct pv_iommu *pv, unsigned int flags,
                      const gfn_t *desc,
                      XEN_GUEST_HANDLE_PARAM(pv_iommu_alloc_t) to)
@@ -161,7 +168,7 @@ static int alloc_ctx(struct domain *d, struct pv_iommu *pv, unsigned int flags,
     unsigned int no;
     int rc;
 
-    /* Find out now if the number cannot be returned. */
+    /* Check before creating it that the number can be returned. */
     if ( __copy_field_to_guest(to, &op, ctx_no) )
         return -EFAULT;
 
@@ -297,7 +304,7 @@ static bool flags_ok(bool map, uint32_t flags)
            !(flags & ~(rw | IOMMU_MAP_cache | IOMMU_MAP_no_flush));
 }
 
-/* The context of a call that maps, unmaps or flushes, or an error. */
+/* Get a context that has tables of its own. */
 static struct pv_iommu_ctx *get_tables(struct pv_iommu *pv, unsigned int no)
 {
     struct pv_iommu_ctx *ctx = ctx_get(pv, no, false);
@@ -312,7 +319,7 @@ static struct pv_iommu_ctx *get_tables(struct pv_iommu *pv, unsigned int no)
     return ctx ?: ERR_PTR(nested ? -EOPNOTSUPP : -EINVAL);
 }
 
-/* Map or unmap what r has, in units of so many frames. Adds to *done. */
+/* Map or unmap what r describes, see map_runs() and unmap_runs(). */
 static int do_runs(struct pv_iommu *pv, unsigned int no, struct runs *r,
                    uint32_t *flags, unsigned long unit, unsigned long *done)
 {
@@ -416,7 +423,7 @@ static int op_flush(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
     if ( IS_ERR(ctx) )
         return PTR_ERR(ctx);
 
-    /* What was deferred is flushed as a whole. */
+    /* If anything is deferred, all of the context is flushed. */
     if ( rc )
         /* nothing */;
     else if ( !r.nr || ACCESS_ONCE(ctx->def_tail) != ACCESS_ONCE(ctx->def_head) )
@@ -430,7 +437,7 @@ static int op_flush(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
     return rc;
 }
 
-/* Ops with their arguments in registers. Returns the number of frames done. */
+/* Calls with arguments in registers. Returns the number of frames done. */
 static long op_runs(struct pv_iommu *pv, unsigned int subop, unsigned long a1,
                     unsigned long a2, unsigned long a3, unsigned long a4)
 {
@@ -461,14 +468,14 @@ static long op_runs(struct pv_iommu *pv, unsigned int subop, unsigned long a1,
 
     rc = do_runs(pv, a1 & 0xffff, &r, &flags, 1, &done);
 
-    /* More frames than there are were to be left out. */
+    /* More frames to skip than there are. */
     if ( !rc && r.skip )
         rc = -EINVAL;
 
     a1 = (a1 & 0xffff) | ((unsigned long)flags << 32);
     if ( rc == -ERESTART && list )
     {
-        /* From now on an error has something done before it. */
+        /* From now on, return the progress in case of an error. */
         if ( done != a4 )
             subop |= OP_CONTINUED;
         return hypercall_create_continuation(__HYPERVISOR_iommu_op, "illll",
@@ -478,7 +485,7 @@ static long op_runs(struct pv_iommu *pv, unsigned int subop, unsigned long a1,
         return hypercall_create_continuation(__HYPERVISOR_iommu_op, "illll",
                                              subop, a1, a2, a3, a4);
 
-    /* An error is reported when nothing was done. The caller comes back. */
+    /* Without progress, return the error. Otherwise the next call will. */
     if ( rc && (!list || !(subop & OP_CONTINUED)) &&
          done == (list ? a4 : 0) )
         return rc;
@@ -512,7 +519,7 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
          cmd != IOMMU_map_runs && cmd != IOMMU_unmap_runs )
         return -EOPNOTSUPP;
 
-    /* Without IOMMU_init there are no contexts. */
+    /* NULL before IOMMU_init. */
     pv = ACCESS_ONCE(dom_iommu(d)->pv);
     switch ( cmd )
     {

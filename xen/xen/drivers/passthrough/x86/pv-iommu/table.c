@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * PV-IOMMU: the page tables of contexts, and the pool that they are made
- * from.
+ * PV-IOMMU: the page tables of contexts, and the pool of pages for them.
  */
 
 #include "private.h"
@@ -14,7 +13,8 @@ static unsigned long new_meta(unsigned long dfn, unsigned int level)
 
 static uint64_t leaf_pte(mfn_t mfn, unsigned int level, uint64_t flags)
 {
-    return mfn_to_maddr(mfn) | flags | pv_hw.leaf | (level > 1 ? pv_hw.super : 0);
+    return mfn_to_maddr(mfn) | flags | pv_hw.leaf |
+           (level > 1 ? pv_hw.super : 0);
 }
 
 static uint64_t table_pte(const struct page_info *pg, unsigned int level)
@@ -53,7 +53,7 @@ static struct page_info *pool_get(struct pv_iommu_ctx *ctx)
     return pg;
 }
 
-/* Pages in the pool are zero. */
+/* All entries must be zero. */
 void pool_put(struct pv_iommu_ctx *ctx, struct page_info *pg)
 {
     struct pv_iommu *pv = ctx->pv;
@@ -103,8 +103,8 @@ static struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
 }
 
 /*
- * A table that IOMMUs start from, depending on how many levels they have. It
- * stays, with or without entries.
+ * Depending on its number of levels, an IOMMU may start from this table. So it
+ * stays even if it is empty.
  */
 static bool is_top(struct page_info *pg)
 {
@@ -129,8 +129,9 @@ void pt_put(struct pv_iommu_ctx *ctx, struct page_info *pg, unsigned int nr)
 }
 
 /*
- * Find the table that holds the entry for dfn at level *level, or at a higher
- * one if the tree ends there with a leaf or, without alloc, with nothing.
+ * Find the table with the entry for dfn at level *level. If the walk ends
+ * above that, at a superpage or (without alloc) at an entry that is zero, find
+ * the table with this entry, and set *level.
  */
 int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
                unsigned int *level, bool alloc, struct page_info **ppg)
@@ -141,7 +142,7 @@ int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
     ASSERT(spin_is_locked(&ctx->lock));
     ASSERT(dfn <= pv_hw.max_dfn);
 
-    /* The table that was used last, which is often the one. */
+    /* Often it is the one that was used last. */
     if ( *level == 1 && ctx->last &&
          META_DFN(*meta(ctx->last)) == (dfn & ~(PT_ENTRIES - 1UL)) )
     {
@@ -191,7 +192,7 @@ int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
     return 0;
 }
 
-/* Make the tables that IOMMUs start from. */
+/* Create the tables that IOMMUs start from. */
 int new_top(struct pv_iommu_ctx *ctx)
 {
     unsigned int level = pv_hw.min_levels;
@@ -207,7 +208,7 @@ int new_top(struct pv_iommu_ctx *ctx)
     return rc;
 }
 
-/* Free them, when there are no others left. */
+/* Free them, after all others. */
 void free_top(struct pv_iommu_ctx *ctx)
 {
     struct page_info *pg = ctx->root;
@@ -227,10 +228,8 @@ void free_top(struct pv_iommu_ctx *ctx)
 }
 
 /*
- * Take all empty tables out of the tree. Hardware may have cached a table's
- * address, or (AMD) that it is there, with the entry above. A new table in
- * its place is seen after a flush of all only, hence this is done at the
- * start of one.
+ * Unlink all empty tables, at the start of a full flush. Hardware may have
+ * cached the entries that refer to them, and would not see a new table before.
  */
 void trim_empties(struct pv_iommu_ctx *ctx)
 {
@@ -268,7 +267,7 @@ void trim_empties(struct pv_iommu_ctx *ctx)
     }
 }
 
-/* Replace a superpage by a table. Cannot fail: there is a page for it. */
+/* Replace a superpage by a table, for which a page has been set aside. */
 static void split(struct pv_iommu_ctx *ctx, uint64_t *ptep, unsigned long dfn)
 {
     struct page_info *pg = page_list_remove_head(&ctx->spare);
@@ -292,8 +291,8 @@ static void split(struct pv_iommu_ctx *ctx, uint64_t *ptep, unsigned long dfn)
 }
 
 /*
- * Enter a superpage. 1: done, 0: there is no room for one, -EAGAIN: there
- * would be after a flush of all.
+ * Map a superpage. Returns 1 if it is done, 0 if it has to be small pages, or
+ * -EAGAIN if a full flush may make room.
  */
 static int write_super(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
                        uint64_t flags)
@@ -309,7 +308,7 @@ static int write_super(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
     tbl = __map_domain_page(pg);
     pte = tbl[idx];
 
-    /* The page is for the split, which must not fail. */
+    /* The spare page is for splitting it. */
     if ( !pte && (spare = pool_get(ctx)) )
     {
         page_list_add(spare, &ctx->spare);
@@ -328,8 +327,8 @@ static int write_super(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
 }
 
 /*
- * Write entries for nr frames. Returns -EAGAIN if a flush of all and what
- * follows it may help, which is not to be tried twice in a row (retry).
+ * Write entries for nr frames. Returns -EAGAIN if flush_deferred() may help,
+ * unless the caller has just tried that (retry).
  */
 int write_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
                   unsigned long nr, uint64_t flags, bool retry,
@@ -354,9 +353,10 @@ int write_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
             break;
         }
 
-        /* Frames of other domains are released one by one. */
+        /* Frames of other domains are only released one by one. */
         if ( (pv_hw.page_sizes & PAGE_SIZE_2M) && nr - i >= PT_ENTRIES &&
-             !((cur | mfn_x(m)) & (PT_ENTRIES - 1)) && !(flags & pv_hw.sw_grant) )
+             !((cur | mfn_x(m)) & (PT_ENTRIES - 1)) &&
+             !(flags & pv_hw.sw_grant) )
         {
             rc = write_super(ctx, cur, m, flags);
             if ( rc > 0 )
@@ -412,9 +412,9 @@ static always_inline int check_entry(uint64_t pte)
 }
 
 /*
- * Make the entries of nr frames dead; whole: those of a table all or not at all.
- * Sets *foreign when the flush must not be deferred: other domains' frames are
- * among them.
+ * Make the entries of nr frames dead. With whole, it is all of them in a table
+ * or none. Sets *foreign if other domains' frames are among them, as the flush
+ * of these must not be deferred.
  */
 int kill_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
                  bool whole, unsigned long *done, bool *foreign)
