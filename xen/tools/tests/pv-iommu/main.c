@@ -1174,6 +1174,45 @@ static void run_stale(bool translated, int format)
     printf("ok - no stale tables, %s\n", format == FMT_VTD ? "VT-d" : "AMD-Vi");
 }
 
+/* A flush frees no more than so many tables, and in the end all are free. */
+static void run_trim(void)
+{
+    const unsigned long nr = MAX_TRIM + MAX_TRIM / 4, at = 8;
+    pv_iommu_init_t init = { NR_CTX, 12 };
+    pv_iommu_alloc_t alloc = {};
+    pv_iommu_flush_pages_t op = {};
+    pv_iommu_free_t op_free = {};
+    long allocs = xen_allocs;
+    unsigned long i, tables, before;
+
+    set_up(true, FMT_AMD);
+    assert(!call(IOMMU_init, &init) && !call(IOMMU_alloc_context, &alloc));
+    op.ctx_no = op_free.ctx_no = super_ctx = alloc.ctx_no;
+    tables = super()->nr_tables;
+    for ( i = 1; i <= nr; i++ )
+        assert(super_map(i * hw_span(2) + at, 100, 1, 0, 0) == 1);
+    for ( i = 1; i <= nr; i++ )
+        assert(super_unmap(i * hw_span(2) + at, 1, 0, 0) == 1);
+
+    while ( (before = super()->nr_tables) != tables )
+    {
+        assert(!call(IOMMU_flush_pages, &op));
+        assert(super()->nr_tables < before);
+        assert(super()->nr_tables + MAX_TRIM >= before);
+    }
+
+    /* The same when the context is freed. */
+    for ( i = 1; i <= nr; i++ )
+        assert(super_map(i * hw_span(2) + at, 100, 1, 0, 0) == 1);
+    for ( i = 1; i <= nr; i++ )
+        assert(super_unmap(i * hw_span(2) + at, 1, 0, 0) == 1);
+    assert(!call(IOMMU_free_context, &op_free));
+    assert(dom0.iommu.pv->nr_free == dom0.iommu.pv->nr_pages);
+    tear_down(allocs);
+
+    printf("ok - %lu empty tables are freed in parts\n", 2 * nr);
+}
+
 /* What a call does between two checks for preemption is bounded. */
 static void run_long(bool translated)
 {
@@ -1211,7 +1250,7 @@ static void run_long(bool translated)
 /* However much is unmapped without a flush, what waits for one is bounded. */
 static void run_deferred(bool translated)
 {
-    const unsigned long gfn = 2000, nr = 6000, rounds = 4;
+    const unsigned long dfn = 0x4000, gfn = 2000, nr = 6000, rounds = 4;
     pv_iommu_init_t init = { NR_CTX, 12 };
     pv_iommu_alloc_t alloc[2] = {};
     long allocs = xen_allocs;
@@ -1229,12 +1268,12 @@ static void run_deferred(bool translated)
     for ( i = 0; i < rounds; i++ )
     {
         super_ctx = alloc[i % 2].ctx_no;
-        assert(super_map(i * nr, gfn, nr, 0, 0) == nr);
+        assert(super_map(dfn + i * nr, gfn, nr, 0, 0) == nr);
     }
     for ( i = 0; i < rounds; i++ )
     {
         pv_iommu_unmap_pages_t op = {
-            .ctx_no = alloc[i % 2].ctx_no, .dfn = i * nr, .nr_pages = nr,
+            .ctx_no = alloc[i % 2].ctx_no, .dfn = dfn + i * nr, .nr_pages = nr,
             .pgsize = 4096, .unmap_flags = IOMMU_UNMAP_no_flush,
         };
 
@@ -1321,6 +1360,7 @@ int main(int argc, char **argv)
         run_super(i & 1, i >> 1);
     run_stale(true, FMT_AMD);
     run_stale(true, FMT_VTD);
+    run_trim();
     run_dying();
     run_long(false);
     run_long(true);

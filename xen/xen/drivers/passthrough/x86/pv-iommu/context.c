@@ -92,19 +92,20 @@ void pv_iommu_release_unmapped(const struct domain *d)
 }
 
 /*
- * Release the entries of the next table, and all tables that are empty then.
+ * Release the entries of the next table, and tables that are empty then.
  * Returns false if there were none.
  */
 static bool zap_table(struct pv_iommu_ctx *ctx)
 {
+    unsigned long left = pv_hw.max_dfn + 1 - ctx->zapped;
     struct later later = {};
 
-    if ( !ctx->root || ctx->zapped > pv_hw.max_dfn )
+    if ( !ctx->root || (!left && page_list_empty(&ctx->empties)) )
         return false;
 
     spin_lock(&ctx->lock);
-    ctx->zapped += reap(ctx, ctx->zapped, pv_hw.max_dfn + 1 - ctx->zapped,
-                        true, &later);
+    if ( left )
+        ctx->zapped += reap(ctx, ctx->zapped, left, true, &later);
     trim_empties(ctx);
     spin_unlock(&ctx->lock);
 

@@ -23,7 +23,7 @@ void flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
         atomic_inc(&ctx->pv->nr_flushes);
 }
 
-/* Flush all of a context, and free its empty tables. */
+/* Flush all of a context, and free empty tables. */
 void flush_ctx(struct pv_iommu_ctx *ctx)
 {
     PAGE_LIST_HEAD(stale);
@@ -195,13 +195,7 @@ static int release_deferred(struct pv_iommu_ctx *ctx)
  */
 int flush_deferred(struct pv_iommu_ctx *ctx, bool always)
 {
-    unsigned int flushed = ACCESS_ONCE(ctx->def_flushed);
-
-    /* Flushed, but not released: this continues after preemption. */
-    if ( flushed != ACCESS_ONCE(ctx->def_head) )
-        always = false;
-
-    if ( always || flushed != ACCESS_ONCE(ctx->def_tail) )
+    if ( always || ACCESS_ONCE(ctx->def_flushed) != ACCESS_ONCE(ctx->def_tail) )
         flush_ctx(ctx);
 
     return release_deferred(ctx);

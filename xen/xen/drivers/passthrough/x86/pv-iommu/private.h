@@ -65,6 +65,9 @@
 /* Unmapped frames of a domain that may wait for a flush. */
 #define MAX_DEFERRED    16384
 
+/* Empty tables to free with one flush. */
+#define MAX_TRIM        512
+
 /* The contexts of a domain; exists from IOMMU_init on. */
 struct pv_iommu {
     struct domain *d;

@@ -228,14 +228,16 @@ void free_top(struct pv_iommu_ctx *ctx)
 }
 
 /*
- * Unlink all empty tables, at the start of a full flush. Hardware may have
- * cached the entries that refer to them, and would not see a new table before.
+ * Unlink empty tables, at the start of a full flush. Hardware may have cached
+ * the entries that refer to them, and would not see a new table before. What is
+ * beyond MAX_TRIM is left to the next flush, as this is not preemptible.
  */
 void trim_empties(struct pv_iommu_ctx *ctx)
 {
     struct page_info *pg, *parent;
+    unsigned int n;
 
-    while ( (pg = page_list_first(&ctx->empties)) )
+    for ( n = 0; n < MAX_TRIM && (pg = page_list_first(&ctx->empties)); n++ )
     {
         unsigned int level = META_LEVEL(*meta(pg)), up = level + 1;
         unsigned long dfn = META_DFN(*meta(pg));
