@@ -53,6 +53,8 @@
 #include "rbtree.c"
 typedef struct { unsigned int counter; } atomic_t;
 #define atomic_inc(a) ((a)->counter++)
+#define atomic_add_return(n, a) ((a)->counter += (n))
+#define atomic_sub(n, a) ((a)->counter -= (n))
 #define atomic_dec(a) ((a)->counter--)
 #define atomic_dec_and_test(a) (!--(a)->counter)
 #define smp_mb__before_atomic()
@@ -364,12 +366,24 @@ static unsigned long p2m_mfn(unsigned long gfn)
 {
     return gfn >= 1700 && gfn < 1710 ? 0x5008 + gfn - 1700 : gfn;
 }
-static mfn_t get_gfn_type_access(struct domain *d, unsigned long gfn,
-                                 p2m_type_t *t, p2m_access_t *a,
-                                 unsigned int q, unsigned int *order)
+static void p2m_lookup_begin(struct domain *d)
 {
-    assert(!lock_depth);
+    assert(d->translated && !lock_depth && !p2m_locks);
     p2m_locks++;
+}
+static void p2m_lookup_end(struct domain *d)
+{
+    assert(p2m_locks == 1);
+    p2m_locks--;
+}
+static mfn_t p2m_get_gfn_type_access(struct domain *d, gfn_t gfn_,
+                                     p2m_type_t *t, p2m_access_t *a,
+                                     unsigned int q, unsigned int *order,
+                                     bool lock)
+{
+    unsigned long gfn = gfn_.g;
+
+    assert(p2m_locks == 1 && !lock_depth && !q && !lock);
     *order = 0;
     *a = p2m_access_rwx;
     *t = gfn < NR_PAGES ? p2m_type[gfn] : p2m_invalid;
@@ -379,11 +393,10 @@ static mfn_t get_gfn_type_access(struct domain *d, unsigned long gfn,
         *order = 1;
     return *t == p2m_invalid ? INVALID_MFN : _mfn(p2m_mfn(gfn));
 }
-#define put_gfn(d, g) ((void)(g), p2m_locks--)
 static struct page_info *get_page_from_gfn(struct domain *d, unsigned long gfn,
                                            p2m_type_t *t, unsigned int q)
 {
-    assert(!lock_depth);
+    assert(!lock_depth && !p2m_locks);
     *t = gfn < NR_PAGES ? p2m_type[gfn] : p2m_invalid;
     if ( *t == p2m_invalid || *t == p2m_mmio_direct )
         return NULL;

@@ -439,8 +439,8 @@ static void verify(void)
 {
     static long count[NR_PAGES], writable[NR_PAGES];
     const struct pv_iommu *pv = dom0.iommu.pv;
-    unsigned int c;
-    unsigned long i;
+    unsigned int c, at;
+    unsigned long i, dead = 0;
     bool deferred = false;
 
     memset(count, 0, sizeof(count));
@@ -453,6 +453,8 @@ static void verify(void)
         assert(!!ctx == model[c].used);
         if ( !ctx || model[c].identity )
             continue;
+        for ( at = ctx->def_head; at != ctx->def_tail; at++ )
+            dead += ctx->deferred[at % PV_IOMMU_NR_DEFERRED].nr;
         deferred |= ctx->def_head != ctx->def_tail;
         for ( i = 0; i < NR_DFN; i++ )
         {
@@ -478,6 +480,7 @@ static void verify(void)
         if ( ctx->def_head == ctx->def_tail )
             assert(ctx->nr_frames == counted(c) + 3);
     }
+    assert(dead == atomic_read(&pv->nr_deferred));
 
     for ( i = 0; i < FIRST_HEAP; i++ )
         if ( deferred )
@@ -1171,7 +1174,46 @@ static void run_stale(bool translated, int format)
     printf("ok - no stale tables, %s\n", format == FMT_VTD ? "VT-d" : "AMD-Vi");
 }
 
-/* The work between two preemption checks is bounded. */
+/* A flush frees no more than so many tables, and in the end all are free. */
+static void run_trim(void)
+{
+    const unsigned long nr = MAX_TRIM + MAX_TRIM / 4, at = 8;
+    pv_iommu_init_t init = { NR_CTX, 12 };
+    pv_iommu_alloc_t alloc = {};
+    pv_iommu_flush_pages_t op = {};
+    pv_iommu_free_t op_free = {};
+    long allocs = xen_allocs;
+    unsigned long i, tables, before;
+
+    set_up(true, FMT_AMD);
+    assert(!call(IOMMU_init, &init) && !call(IOMMU_alloc_context, &alloc));
+    op.ctx_no = op_free.ctx_no = super_ctx = alloc.ctx_no;
+    tables = super()->nr_tables;
+    for ( i = 1; i <= nr; i++ )
+        assert(super_map(i * hw_span(2) + at, 100, 1, 0, 0) == 1);
+    for ( i = 1; i <= nr; i++ )
+        assert(super_unmap(i * hw_span(2) + at, 1, 0, 0) == 1);
+
+    while ( (before = super()->nr_tables) != tables )
+    {
+        assert(!call(IOMMU_flush_pages, &op));
+        assert(super()->nr_tables < before);
+        assert(super()->nr_tables + MAX_TRIM >= before);
+    }
+
+    /* The same when the context is freed. */
+    for ( i = 1; i <= nr; i++ )
+        assert(super_map(i * hw_span(2) + at, 100, 1, 0, 0) == 1);
+    for ( i = 1; i <= nr; i++ )
+        assert(super_unmap(i * hw_span(2) + at, 1, 0, 0) == 1);
+    assert(!call(IOMMU_free_context, &op_free));
+    assert(dom0.iommu.pv->nr_free == dom0.iommu.pv->nr_pages);
+    tear_down(allocs);
+
+    printf("ok - %lu empty tables are freed in parts\n", 2 * nr);
+}
+
+/* What a call does between two checks for preemption is bounded. */
 static void run_long(bool translated)
 {
     const unsigned long dfn = 1, gfn = 2000, nr = 6000;
@@ -1205,7 +1247,54 @@ static void run_long(bool translated)
     printf("ok - long calls, %s\n", translated ? "PVH" : "PV");
 }
 
-/* The domain dies while a grant or a toolstack changes its P2M, or 'o' is pressed. */
+/* However much is unmapped without a flush, what waits for one is bounded. */
+static void run_deferred(bool translated)
+{
+    const unsigned long dfn = 0x4000, gfn = 2000, nr = 6000, rounds = 4;
+    pv_iommu_init_t init = { NR_CTX, 12 };
+    pv_iommu_alloc_t alloc[2] = {};
+    long allocs = xen_allocs;
+    unsigned long i, most = 0;
+    const atomic_t *waits;
+
+    set_up(translated, FMT_AMD);
+    for ( i = 0; i < nr; i++ )
+        p2m_type[gfn + i] = p2m_ram_rw;
+    assert(!call(IOMMU_init, &init));
+    assert(!call(IOMMU_alloc_context, &alloc[0]));
+    assert(!call(IOMMU_alloc_context, &alloc[1]));
+    waits = &dom0.iommu.pv->nr_deferred;
+
+    for ( i = 0; i < rounds; i++ )
+    {
+        super_ctx = alloc[i % 2].ctx_no;
+        assert(super_map(dfn + i * nr, gfn, nr, 0, 0) == nr);
+    }
+    for ( i = 0; i < rounds; i++ )
+    {
+        pv_iommu_unmap_pages_t op = {
+            .ctx_no = alloc[i % 2].ctx_no, .dfn = dfn + i * nr, .nr_pages = nr,
+            .pgsize = 4096, .unmap_flags = IOMMU_UNMAP_no_flush,
+        };
+
+        assert(!call(IOMMU_unmap_pages, &op) && op.unmapped == nr);
+        assert(atomic_read(waits) <= MAX_DEFERRED);
+        most = max(most, atomic_read(waits) + 0UL);
+    }
+    assert(most > MAX_DEFERRED / 2);
+
+    /* Whoever needs a frame waits for no more than that. */
+    pv_iommu_release_unmapped(&dom0);
+    assert(!atomic_read(waits));
+    for ( i = 0; i < nr; i++ )
+        assert(frame_table[gfn + i].count == 1);
+    tear_down(allocs);
+
+    printf("ok - %lu frames at most wait for a flush, %s\n", most,
+           translated ? "PVH" : "PV");
+}
+
+/* The domain dies while another one's grant, or a toolstack, changes its P2M, or 'o' is pressed. */
 
 static void destroy(void)
 {
@@ -1271,9 +1360,12 @@ int main(int argc, char **argv)
         run_super(i & 1, i >> 1);
     run_stale(true, FMT_AMD);
     run_stale(true, FMT_VTD);
+    run_trim();
     run_dying();
     run_long(false);
     run_long(true);
+    run_deferred(false);
+    run_deferred(true);
     for ( i = 0; i < 4; i++ )
         run_grants(i & 1, i >> 1);
     for ( i = 0; i < 8; i++ )

@@ -15,30 +15,30 @@ struct pv_iommu_ctx;
 
 #ifdef CONFIG_PV_IOMMU
 
-/* The context to set up a device of d for; NULL for the tables of d. */
+/* The context that a device of d belongs to, or NULL for the tables of d. */
 struct pv_iommu_ctx *pv_iommu_pdev_ctx(const struct domain *d,
                                        const struct pci_dev *pdev);
-/* The domain that owns the context with this IOMMU tag, or NULL. */
+/* The owner of a context's tag, or NULL if the tag is not a context's. */
 struct domain *pv_iommu_domid_owner(domid_t domid);
-/* Move a device back to its domain's default context. */
+/* Move a device back to its domain's default context, before it goes away. */
 int pv_iommu_release_pdev(struct pci_dev *pdev);
 /*
- * A device is about to be assigned to another domain. It will return to the
- * context that it is in now, or to one that blocks DMA if that has been freed.
+ * Called before a device is assigned to another domain. It will return to its
+ * current context, or to one that blocks DMA if that has been freed by then.
  */
 int pv_iommu_lend_pdev(const struct pci_dev *pdev);
 /* A device has been removed from the IOMMUs. */
 void pv_iommu_forget_pdev(struct pci_dev *pdev);
 /*
- * A domain with contexts (pv_iommu_in_use()) maps a grant.
+ * Hooks for grants mapped by a domain with contexts (pv_iommu_in_use()).
  *
- * begin: called before the mapping exists. Returns 1 if end must be called, 0
- * if not, or an error.
- * mapped: called once the mapping exists.
- * end: called when the last part of the mapping is gone, also from TLBs (flags:
- * GNTMAP_*; without device_map and host_map there never was a mapping). Returns
- * true if contexts still need the grant: gnttab_end_mapping() is then called
- * once they no longer do.
+ * begin: called before the mapping exists. Returns 1 if end has to follow, or
+ * an error.
+ * mapped: called when the mapping exists.
+ * end: called when the last part of the mapping is gone, including from TLBs.
+ * flags are GNTMAP_*; neither device_map nor host_map: there was no mapping.
+ * Returns true if contexts still need the grant. gnttab_end_mapping() will be
+ * called when they no longer do.
  */
 int pv_iommu_begin_grant(struct domain *ld, mfn_t mfn, bool readonly);
 void pv_iommu_grant_mapped(struct domain *ld, mfn_t mfn);
@@ -49,23 +49,23 @@ static always_inline bool pv_iommu_in_use(const struct domain *d)
     return unlikely(ACCESS_ONCE(dom_iommu(d)->pv));
 }
 /*
- * Flush what d, the current domain, has unmapped without a flush, so that this
- * no longer keeps frames writable. Requires pv_iommu_in_use(d).
+ * Flush everything that d, the current domain, has unmapped without a flush,
+ * and release the frames. The caller has checked pv_iommu_in_use(d).
  */
 void pv_iommu_release_unmapped(const struct domain *d);
-/* Entries in the IOMMU table of d's P2M have changed and have been flushed. */
+/* The IOMMU table of d's P2M has changed, and has been flushed. */
 void pv_iommu_p2m_changed(const struct domain *d);
 /* Free the contexts of a dying domain. May return -ERESTART. */
 int pv_iommu_domain_destroy(struct domain *d);
-/* Free what remains, together with the domain itself. */
+/* Free the rest, when nobody can find the domain any more. */
 void pv_iommu_domain_free(struct domain *d);
-/* The hardware domain's devices have been set up. */
+/* Called when the hardware domain's devices have been set up. */
 void pv_iommu_hwdom_init(struct domain *d);
 void pv_iommu_dump(const struct domain *d);
-/* Report a fault to the device's owner; reason is vendor-specific. */
+/* Report a fault to the owner of the device. The reason is vendor specific. */
 void pv_iommu_fault(pci_sbdf_t sbdf, uint64_t addr, bool write,
                     unsigned int reason);
-/* IOMMU_get_faults: returns the number of faults moved to buf, or an error. */
+/* IOMMU_get_faults. Returns the number of faults copied, or an error. */
 long pv_iommu_get_faults(struct domain *d, unsigned long buf, unsigned long nr);
 extern bool opt_pv_iommu_no_dma;
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * PV-IOMMU contexts: shared by drivers/passthrough/x86/pv-iommu/ and the
- * vendors' code. All other code uses xen/pv-iommu.h.
+ * PV-IOMMU: shared by drivers/passthrough/x86/pv-iommu/ and the vendors' code.
+ * Everything else uses xen/pv-iommu.h.
  */
 #ifndef ASM_X86__PV_IOMMU_H
 #define ASM_X86__PV_IOMMU_H
@@ -16,9 +16,9 @@
 #include <public/pv-iommu.h>
 
 /*
- * Layout of the IOMMU's page table entries, and its limits. VT-d and AMD-Vi
- * tables both have 512 entries of 64 bits. This structure describes how they
- * differ, so that a single page table walker serves both.
+ * Page table format and limits of the host's IOMMUs. Tables of both VT-d and
+ * AMD-Vi have 512 entries of 64 bits, so they share a walker; this describes
+ * what differs.
  */
 struct pv_iommu_hw {
     /* An entry with any of these bits is present. */
@@ -26,29 +26,26 @@ struct pv_iommu_hw {
     uint64_t read, write;
     /* Bits of an entry that refers to a table, besides the level. */
     uint64_t table;
-    /* First bit of the table's level; 64 if the entry does not have it. */
+    /* Where such an entry holds the table's level, or 64. */
     unsigned int level_shift;
-    /*
-     * leaf is set in any leaf. Above level 1, a leaf has
-     * (pte & super_mask) == super.
-     */
+    /* Bits of all leaves; superpages have (pte & super_mask) == super. */
     uint64_t leaf, super, super_mask;
-    /* Bits that the hardware ignores, even if the entry is not present. */
+    /* Bits that the hardware ignores, whether the entry is present or not. */
     uint64_t sw_write, sw_noref, sw_rsvd, sw_dead, sw_grant;
 
     /* Levels of the page tables of a context. */
     unsigned int levels;
-    /* Tables of the first entries, down to this level, must always exist. */
+    /* The lowest level that an IOMMU may start from, at the first table. */
     unsigned int min_levels;
     /* Highest device frame number. */
     unsigned long max_dfn;
     /* Page sizes, in bytes. */
     unsigned long page_sizes;
-    /* The hardware sees a new entry only after a flush. */
+    /* The hardware may not see new entries before a flush. */
     bool flush_added;
-    /* A device can only send interrupts that were set up for it. */
+    /* Devices can only send interrupts that were set up for them. */
     bool isolated_msi;
-    /* Formats of nested tables; one without page sizes is not supported. */
+    /* Formats of nested tables; those without page sizes are not supported. */
     struct pv_iommu_nested_format nested[IOMMU_NESTED_FMT_x86_64_4 + 1];
 };
 
@@ -58,50 +55,52 @@ struct pv_iommu_ctx {
     /* All contexts, protected by pcidevs_lock. */
     struct list_head list;
     struct domain *d;
-    /* Pool for tables; NULL for Xen's own context, which uses the heap. */
+    /* Has the pool of tables; NULL for Xen's own contexts. */
     struct pv_iommu *pv;
     uint16_t no;
-    /* IOMMU tag of this context; DOMID_INVALID for identity contexts. */
+    /* Tag in the IOMMUs, DOMID_INVALID for identity contexts. */
     domid_t domid;
     /* Levels of the page tables. */
     uint8_t levels;
-    /* Uses the domain's tables instead of its own. */
+    /* Uses the domain's default tables instead of its own. */
     bool identity;
-    /* Nests the domain's table, found through desc_gfn, over Xen's. */
+    /* Translates by a table in the domain's memory, then by the P2M's. */
     bool nested;
-    /* Has no reserved regions; the domain maps those that it needs. */
+    /* Created without reserved regions; the domain may map them. */
     bool empty;
-    /* Being freed. Set with both pcidevs_lock and pv_iommu.lock held. */
+    /* Being freed. Set with pcidevs_lock and pv->lock held. */
     bool dying;
-    /* Calls in progress. Taken with pv_iommu.lock held, dropped without. */
+    /* Calls in progress. Incremented with pv->lock held. */
     atomic_t users;
     /* Devices in this context, protected by pcidevs_lock. */
     unsigned int nr_devs;
-    /* IOMMUs that devices of this context are or were behind. */
+    /* IOMMUs that have, or had, devices of this context behind them. */
     unsigned long *iommu_bitmap;
-    /* Nested contexts only; the list is protected by pv_iommu.nested_lock. */
+    /* Nested contexts only; nested_list is protected by pv->nested_lock. */
     struct list_head nested_list;
     gfn_t desc_gfn;
 
-    /* Protects everything below, and the tables. */
+    /* Protects the tables and all fields below. */
     spinlock_t lock;
     struct page_info *root;
-    /* The level 1 table that was used last, or NULL. */
+    /* The level 1 table used last, or NULL. */
     struct page_info *last;
-    /* Empty tables, still linked for the next mapping. */
+    /* Tables without entries, which are still linked. */
     struct page_list_head empties;
-    /* Tables removed from the tree, free after a full flush. */
+    /* Tables unlinked, to be freed after a full flush. */
     struct page_list_head stale;
-    /* Reserved tables, enough to split all superpages. */
+    /* A table for each superpage, so that splitting it cannot fail. */
     struct page_list_head spare;
     unsigned long nr_tables, nr_frames;
-    /* Superpages split in total, and before the last full flush. */
+    /* While dying: everything below this dfn has been released. */
+    unsigned long zapped;
+    /* Superpages split so far, and before the last full flush. */
     unsigned int nr_splits, splits_flushed;
 
     /*
-     * Ranges that were unmapped but not flushed. Indices are free running.
-     * [head, flushed) can be released; [flushed, tail) must be flushed first;
-     * no flush has begun for [sealed, tail).
+     * A ring of ranges unmapped without a flush. Indices are free running:
+     * [head, flushed) can be released, [flushed, tail) needs a flush first,
+     * and for [sealed, tail) no flush has started.
      */
     unsigned int def_head, def_flushed, def_sealed, def_tail;
     struct {
@@ -109,12 +108,12 @@ struct pv_iommu_ctx {
     } deferred[PV_IOMMU_NR_DEFERRED];
 };
 
-/* pv_flush_nested(): tables were removed, too. */
+/* pv_flush_nested(): the domain has unlinked tables. */
 #define PV_IOMMU_NESTED_tables  (1U << 0)
 /* pv_flush_nested(): the table of the domain's P2M has changed. */
 #define PV_IOMMU_NESTED_host    (1U << 1)
 
-/* True if a device's DMA goes, or went until now, through a nested table. */
+/* Does a nested table translate a device's requests, or did it until now? */
 static inline bool pv_iommu_is_nested(const struct pci_dev *pdev)
 {
 #ifdef CONFIG_PV_IOMMU

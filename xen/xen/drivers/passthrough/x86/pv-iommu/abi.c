@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* PV-IOMMU: what callers know of the hypercall, checked when this is compiled. */
+/* PV-IOMMU: build-time checks of the ABI. */
 
 #include <xen/init.h>
 

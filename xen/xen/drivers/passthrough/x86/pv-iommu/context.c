@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* PV-IOMMU: making, using and freeing contexts. */
+/* PV-IOMMU: creating, looking up and freeing contexts. */
 
 #include <xen/event.h>
 #include <xen/hypercall.h>
@@ -31,7 +31,7 @@ struct pv_iommu_ctx *ctx_get(struct pv_iommu *pv, unsigned int no, bool dying)
     return ctx;
 }
 
-/* The context may be gone right after that. */
+/* The context may be freed at any time after this. */
 void ctx_put(struct pv_iommu_ctx *ctx)
 {
     ASSERT(atomic_read(&ctx->users) > 0);
@@ -40,8 +40,8 @@ void ctx_put(struct pv_iommu_ctx *ctx)
 }
 
 /*
- * The pool is empty: flush contexts, for their tables that are empty. May
- * return -ERESTART.
+ * The pool has no pages left. Flush all contexts with empty tables to get some
+ * back. May return -ERESTART.
  */
 int reclaim(struct pv_iommu *pv)
 {
@@ -68,9 +68,10 @@ int reclaim(struct pv_iommu *pv)
 }
 
 /*
- * The caller wants to change the type of a frame that is still writable, perhaps
- * only because it was unmapped without a flush. Page table pages may be locked,
- * so this cannot be preempted; Linux does not let more than 10 ms of unmaps wait.
+ * Called if a frame is in use, perhaps only because it was unmapped without a
+ * flush. The caller may hold locks of page table pages, so this cannot be
+ * preempted: it flushes each context at most once, and releases at most
+ * MAX_DEFERRED frames.
  */
 void pv_iommu_release_unmapped(const struct domain *d)
 {
@@ -91,108 +92,48 @@ void pv_iommu_release_unmapped(const struct domain *d)
 }
 
 /*
- * Release the entries of one table and the table. Returns false if there are
- * no tables left.
+ * Release the entries of the next table, and tables that are empty then.
+ * Returns false if there were none.
  */
-static bool zap_one(struct pv_iommu_ctx *ctx, struct later *later)
+static bool zap_table(struct pv_iommu_ctx *ctx)
 {
-    struct page_info *pg = ctx->root, *parent = NULL;
-    unsigned int level = pv_hw.levels, i, at = 0, budget = 8;
-    uint64_t *tbl;
+    unsigned long left = pv_hw.max_dfn + 1 - ctx->zapped;
+    struct later later = {};
 
-    ASSERT(spin_is_locked(&ctx->lock));
-
-    ctx->last = NULL;
-    if ( !pg )
+    if ( !ctx->root || (!left && page_list_empty(&ctx->empties)) )
         return false;
 
-    for ( ; ; )
-    {
-        uint64_t pte = 0;
+    spin_lock(&ctx->lock);
+    if ( left )
+        ctx->zapped += reap(ctx, ctx->zapped, left, true, &later);
+    trim_empties(ctx);
+    spin_unlock(&ctx->lock);
 
-        tbl = __map_domain_page(pg);
-        if ( level == 1 )
-            break;
+    pool_put_list(ctx, &ctx->stale);
+    put_now(ctx, &later);
 
-        for ( i = 0; i < PT_ENTRIES; i++ )
-        {
-            pte = tbl[i];
-            if ( pte && !pte_is_leaf(pte, level) )
-                break;
-        }
-        if ( i == PT_ENTRIES )
-            break;
-
-        unmap_domain_page(tbl);
-        parent = pg;
-        at = i;
-        pg = mfn_to_page(pte_mfn(pte));
-        level--;
-    }
-
-    for ( i = 0; i < PT_ENTRIES; i++ )
-    {
-        uint64_t pte = tbl[i];
-
-        if ( !pte )
-            continue;
-
-        if ( (level > 1 && !budget--) ||
-             ((pte & pv_hw.sw_grant) && !put_later(later, pte)) )
-        {
-            unmap_domain_page(tbl);
-            return true;
-        }
-
-        tbl[i] = 0;
-        if ( !(pte & pv_hw.sw_grant) )
-            put_frames(ctx, pte_mfn(pte), span(level), pte, true);
-        ctx->nr_frames -= span(level);
-        if ( level > 1 )
-            pool_put(ctx, page_list_remove_head(&ctx->spare));
-    }
-    unmap_domain_page(tbl);
-
-    if ( parent )
-    {
-        tbl = __map_domain_page(parent);
-        tbl[at] = 0;
-        unmap_domain_page(tbl);
-    }
-    else
-        ctx->root = NULL;
-
-    pool_put(ctx, pg);
-    ctx->nr_tables--;
-
-    return parent;
+    return true;
 }
 
-/* Empty a context that nobody can use any more. May return -ERESTART. */
+/*
+ * Release everything in a context that is no longer used. May return
+ * -ERESTART.
+ */
 int ctx_teardown(struct pv_iommu_ctx *ctx)
 {
-    bool more;
-
     ASSERT(ctx->dying);
 
-    if ( ctx->identity || ctx->nested )
+    if ( !ctx->root )
         return 0;
 
-    /* No device is in it; the tag will be used again, though. */
-    if ( ctx->root )
-        flush_ctx(ctx);
+    /* It has no devices, but its tag will be reused. */
+    if ( !ctx->zapped && flush_deferred(ctx, true) )
+        return -ERESTART;
 
-    do {
-        struct later later = {};
-
-        spin_lock(&ctx->lock);
-        more = zap_one(ctx, &later);
-        spin_unlock(&ctx->lock);
-        put_now(ctx, &later);
-
-        if ( more && hypercall_preempt_check() )
+    while ( zap_table(ctx) )
+        if ( hypercall_preempt_check() )
             return -ERESTART;
-    } while ( more );
+    free_top(ctx);
 
     ASSERT(!ctx->nr_frames && !ctx->nr_tables && page_list_empty(&ctx->spare));
 
@@ -200,8 +141,8 @@ int ctx_teardown(struct pv_iommu_ctx *ctx)
 }
 
 /*
- * Free a context that was torn down. -ERESTART if calls other than the caller's
- * own ones still use it.
+ * Free a context after ctx_teardown(). Returns -ERESTART if anybody but the
+ * caller, who has own references, still uses it.
  */
 int ctx_remove(struct pv_iommu_ctx *ctx, unsigned int own)
 {
@@ -234,14 +175,12 @@ int ctx_remove(struct pv_iommu_ctx *ctx, unsigned int own)
     return busy ? -ERESTART : 0;
 }
 
-/* desc: for a nested context, the page by which hardware finds its table. */
+/* desc: only for a nested context, the page with its descriptor. */
 struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
                                 unsigned int no, unsigned int flags,
                                 const gfn_t *desc, int *rc)
 {
     struct pv_iommu_ctx *ctx;
-    struct page_info *pg;
-    unsigned int level;
 
     ASSERT(pcidevs_locked());
 
@@ -279,28 +218,9 @@ struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
         goto out;
     }
 
-    *rc = -ENOMEM;
-    ctx->root = new_table(ctx, 0, pv_hw.levels);
-    if ( !ctx->root )
-        goto fail;
-
-    /* IOMMUs of fewer levels start from the first table of a lower level. */
-    spin_lock(&ctx->lock);
-    for ( level = pv_hw.levels - 1; level >= pv_hw.min_levels; level-- )
-    {
-        unsigned int at = level;
-
-        *rc = find_table(ctx, 0, &at, true, &pg);
-        if ( *rc )
-            break;
-        /* Never counts as empty. */
-        pt_get(ctx, pg, 1);
-    }
-    spin_unlock(&ctx->lock);
-    if ( pv_hw.min_levels < pv_hw.levels && *rc )
-        goto fail;
-
-    *rc = ctx->empty ? 0 : map_reserved(ctx);
+    *rc = new_top(ctx);
+    if ( !*rc && !ctx->empty )
+        *rc = map_reserved(ctx);
     if ( *rc )
         goto fail;
 
@@ -309,12 +229,10 @@ struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
     return ctx;
 
  fail:
-    spin_lock(&ctx->lock);
-    trim_empties(ctx);
-    while ( zap_one(ctx, NULL) )
-        /* nothing: only reserved regions, if anything at all */;
-    spin_unlock(&ctx->lock);
-    pool_put_list(ctx, &ctx->stale);
+    /* At most the reserved regions. */
+    while ( zap_table(ctx) )
+        continue;
+    free_top(ctx);
     iommu_vcall(&iommu_ops, pv_ctx_destroy, ctx);
     xfree(ctx);
 
@@ -337,7 +255,7 @@ struct domain *pv_iommu_domid_owner(domid_t domid)
     return NULL;
 }
 
-/* Make a context; sets *no. */
+/* Create a context, and set *no. */
 int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
             const gfn_t *desc, unsigned int *no)
 {
@@ -374,7 +292,7 @@ int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
 int ctx_free(struct domain *d, struct pv_iommu *pv, unsigned int no,
              bool reattach)
 {
-    /* One that is dying already is the continuation's, or another's. */
+    /* It is dying already in a continuation, or if another call frees it. */
     struct pv_iommu_ctx *ctx = ctx_get(pv, no, true);
     struct pci_dev *pdev;
     int rc = 0;
@@ -411,12 +329,11 @@ int ctx_free(struct domain *d, struct pv_iommu *pv, unsigned int no,
         pcidevs_unlock();
     }
 
-    /* Nobody comes in any more. */
+    /* No new users from now on. */
     if ( !rc && atomic_read(&ctx->users) > 1 )
         rc = -ERESTART;
     if ( !rc )
         rc = ctx_teardown(ctx);
-    /* But to free it as well. */
     if ( !rc )
         rc = ctx_remove(ctx, 1);
     if ( rc )

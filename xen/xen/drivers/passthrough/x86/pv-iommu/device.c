@@ -6,11 +6,11 @@
 
 #include "private.h"
 
-/* Context 0 of the hardware domain, if that is not to be an identity map. */
+/* Context 0 of the hardware domain, if that blocks DMA. */
 struct pv_iommu_ctx *__read_mostly hwdom_block;
 /*
- * Blocks all but reserved regions, too: where devices come back to whose
- * context was freed while another domain had them. Made when the first one goes.
+ * For devices whose context is freed while they are assigned to another
+ * domain. Also blocks all DMA except to reserved regions. Created on demand.
  */
 struct pv_iommu_ctx *__read_mostly hwdom_lost;
 
@@ -33,7 +33,7 @@ struct pv_iommu_ctx *pv_iommu_pdev_ctx(const struct domain *d,
 }
 
 /*
- * Set a device up, with its phantom functions, for the context that it is in.
+ * Set up a device and its phantom functions for the context that it is in.
  */
 int attach_functions(struct pci_dev *pdev)
 {
@@ -49,7 +49,7 @@ int attach_functions(struct pci_dev *pdev)
     return rc;
 }
 
-/* Move a device to a context, NULL for context 0. */
+/* Move a device to a context, or to context 0 (NULL). */
 int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
 {
     struct pv_iommu_ctx *old = pdev->pv_ctx;
@@ -57,7 +57,7 @@ int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
 
     ASSERT(pcidevs_locked());
 
-    /* Until the move is done, flushes of either reach the device's TLB. */
+    /* While it moves, flushes of both contexts include the device's TLB. */
     pdev->pv_moving = true;
     smp_wmb();
 
@@ -69,8 +69,8 @@ int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
         if ( rc != -ENODEV && attach_functions(pdev) )
         {
             /*
-             * Some function may be in either. Keep both contexts: a device
-             * must never walk tables that were freed.
+             * Its functions may be in either. Keep both contexts: a device
+             * must never walk tables that have been freed.
              */
             printk(XENLOG_ERR "%pp: cannot be moved between IOMMU contexts\n",
                    &pdev->sbdf);
@@ -98,7 +98,7 @@ int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
     return rc;
 }
 
-/* The context of another domain than its own is the one it comes back to. */
+/* Is it assigned to another domain, and will return to its context? */
 bool pdev_lent(const struct pci_dev *pdev)
 {
     return pdev->pv_ctx && pdev->pv_ctx->d != pdev->domain;
@@ -120,7 +120,9 @@ void pv_iommu_forget_pdev(struct pci_dev *pdev)
     pdev->pv_ctx = NULL;
 }
 
-/* A context goes: devices that would come back to it find their DMA blocked. */
+/*
+ * A context is being freed: devices that would return to it will be blocked.
+ */
 int cf_check pdev_orphan(struct pci_dev *pdev, void *arg)
 {
     struct pv_iommu_ctx *ctx = arg;
@@ -155,7 +157,7 @@ int pdev_move(struct domain *d, struct pv_iommu *pv, pci_sbdf_t sbdf,
     if ( no )
     {
         rc = -EINVAL;
-        /* Freeing is excluded by pcidevs_lock, up to "dying". */
+        /* With pcidevs_lock held, it cannot start dying. */
         if ( no > pv->max_ctx )
             goto out;
         ctx = pv->ctx[array_index_nospec(no, pv->max_ctx + 1)];

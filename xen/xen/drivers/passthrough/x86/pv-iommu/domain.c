@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * PV-IOMMU: the life of a domain that has contexts, from IOMMU_init to its
- * end.
+ * PV-IOMMU: setting up and tearing down a domain's contexts, the hardware
+ * domain's default context, and the debug key.
  */
 
 #include <xen/event.h>
@@ -16,8 +16,8 @@
 bool __hwdom_initdata opt_pv_iommu_no_dma;
 
 /*
- * Free up to nr pages of a pool that is not, or no longer, in use. Returns
- * true if there are more.
+ * Free up to nr pages of a pool that is not in use. Returns true if there are
+ * more.
  */
 static bool drain_pool(struct pv_iommu *pv, unsigned int nr)
 {
@@ -35,10 +35,9 @@ static bool drain_pool(struct pv_iommu *pv, unsigned int nr)
 }
 
 /*
- * One step of IOMMU_init. A continuation may find itself on another vCPU, as
- * the guest's kernel is free to schedule in between, hence a lock serialises
- * steps. What was begun and never continued, or needs more memory than there
- * is, is given back.
+ * One step of IOMMU_init. The guest's kernel may continue it on another vCPU,
+ * so a lock serialises the steps. If a call with other arguments follows one
+ * that was never continued, or memory runs out, everything is freed.
  */
 static int init_step(struct domain *d, unsigned int max_ctx,
                      unsigned long pages, bool continued)
@@ -54,7 +53,7 @@ static int init_step(struct domain *d, unsigned int max_ctx,
     pv = hd->pv_init;
     if ( hd->pv )
     {
-        /* Done: another vCPU has continued as well, for whatever reason. */
+        /* Another vCPU has continued it, too. */
         rc = continued ? 0 : -EACCES;
         goto out;
     }
@@ -92,7 +91,7 @@ static int init_step(struct domain *d, unsigned int max_ctx,
 
         if ( pv->nr_pages == pages )
         {
-            /* From here on the others may use it. */
+            /* Publish it. */
             hd->pv_init = NULL;
             smp_wmb();
             write_atomic(&hd->pv, pv);
@@ -127,7 +126,7 @@ static int init_step(struct domain *d, unsigned int max_ctx,
     return rc;
 }
 
-/* Make room for contexts. May return -ERESTART. */
+/* Set up a domain for contexts. May return -ERESTART. */
 int init_domain(struct domain *d, unsigned int max_ctx, unsigned long pages,
                 bool continued)
 {
@@ -177,7 +176,7 @@ int pv_iommu_domain_destroy(struct domain *d)
 
         if ( ctx->nr_devs )
         {
-            /* A device that could not be moved may still walk the tables. */
+            /* Devices that could not be moved may still walk its tables. */
             printk(XENLOG_ERR "%pd: IOMMU context %u leaked\n", d, no);
             continue;
         }
@@ -192,10 +191,10 @@ int pv_iommu_domain_destroy(struct domain *d)
         if ( hypercall_preempt_check() )
             return -ERESTART;
 
-    /* Contexts that were leaked refer to it, and to the domain. */
+    /* Leaked contexts refer to it, and to the domain. */
     if ( !pv->nr_ctx )
     {
-        /* The grants themselves go next. */
+        /* The grants that are still mapped end later. */
         if ( foreign_destroy(pv) )
             return -ERESTART;
     }
@@ -205,7 +204,7 @@ int pv_iommu_domain_destroy(struct domain *d)
     return 0;
 }
 
-/* Until now, others could find the domain, and change its P2M. */
+/* Not earlier: others may have found the domain, and change its P2M. */
 void pv_iommu_domain_free(struct domain *d)
 {
     XVFREE(dom_iommu(d)->pv);
@@ -234,7 +233,7 @@ void __hwdom_init pv_iommu_hwdom_init(struct domain *d)
 
     pcidevs_lock();
 
-    /* The hardware domain may be another than the one that was booted. */
+    /* There may be a late hardware domain. */
     if ( hwdom_block )
         hwdom_block->d = d;
     else if ( pv_hw.levels )

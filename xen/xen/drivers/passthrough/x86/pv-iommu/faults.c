@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Reports of faults to the domain that has the device: IOMMU_get_faults.
+ * PV-IOMMU: fault reports to the owner of the device (IOMMU_get_faults).
  *
- * A domain that has asked for reports has a small ring. A fault that finds it
- * full is only counted, and no event is sent before the domain has read what
- * is there, so that a storm of faults costs the domain nothing.
+ * A domain that has asked for reports has a small ring. An event is sent only
+ * if the ring was empty, and faults that find it full are only counted, so a
+ * storm of faults does not turn into a storm of events.
  */
 
 #include <xen/event.h>
@@ -20,9 +20,9 @@
 struct pv_iommu_faults {
     /* Protects all below. Leaf lock; pcidevs_lock may be held around it. */
     spinlock_t lock;
-    /* Free running. */
+    /* Free running indices. */
     unsigned int head, tail;
-    /* Faults that found the ring full since the last one that did not. */
+    /* Faults dropped since the last one that was added. */
     uint32_t lost;
     struct pv_iommu_fault ring[NR_FAULTS];
 };
@@ -34,7 +34,7 @@ void pv_iommu_fault(pci_sbdf_t sbdf, uint64_t addr, bool write,
     struct pci_dev *pdev;
     bool notify = false;
 
-    /* Keeps the device with its domain, and that domain from being freed. */
+    /* The device stays with its domain, which cannot be freed. */
     pcidevs_lock();
 
     pdev = pci_get_real_pdev(sbdf);
@@ -91,7 +91,7 @@ static int turn_on(struct domain *d)
     }
     pcidevs_unlock();
 
-    /* Another vCPU was faster. */
+    /* Not NULL if another vCPU was faster. */
     xfree(f);
 
     return 0;
@@ -107,7 +107,7 @@ long pv_iommu_get_faults(struct domain *d, unsigned long buf, unsigned long nr)
     if ( !f )
         return turn_on(d);
 
-    /* Not more than there can be at once: a storm must not keep us here. */
+    /* At most one ring full: a storm must not keep us here. */
     nr = min(nr, NR_FAULTS + 0UL);
     if ( !guest_handle_okay(to, nr) )
         return -EFAULT;

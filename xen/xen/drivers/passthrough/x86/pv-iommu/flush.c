@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* PV-IOMMU: flushes of IOTLBs, and the frames and tables that wait for one. */
+/* PV-IOMMU: IOTLB flushes, and the frames and tables that wait for one. */
 
 #include <xen/event.h>
 #include <xen/hypercall.h>
@@ -10,14 +10,12 @@ void flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
                  unsigned int flags)
 {
     /*
-     * An IOMMU that isn't flushed as no device behind it is in the context
-     * must see the new entries when there is one.
+     * An IOMMU without devices in the context is not flushed. It must see the
+     * new entries when it gets one.
      */
     smp_mb();
 
-    /*
-     * The vendors' code waits for as long as it takes: there is no way back.
-     */
+    /* The vendors' code waits for as long as it takes. */
     if ( iommu_call(&iommu_ops, pv_flush, ctx, _dfn(dfn), nr, flags) )
         panic("%pd: IOMMU context %u cannot be flushed\n", ctx->d, ctx->no);
 
@@ -25,7 +23,7 @@ void flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
         atomic_inc(&ctx->pv->nr_flushes);
 }
 
-/* Flush all of a context, and give back the tables that are empty. */
+/* Flush all of a context, and free empty tables. */
 void flush_ctx(struct pv_iommu_ctx *ctx)
 {
     PAGE_LIST_HEAD(stale);
@@ -52,53 +50,47 @@ void flush_ctx(struct pv_iommu_ctx *ctx)
 }
 
 /*
- * Release the frames behind dead entries. To be called after the flush.
- * Returns how far it got, less than nr if there is more than fits into later.
+ * After a flush: clear dead entries of one table, and release the frames. With
+ * all, do the same to entries that are present. Returns how far it got, which
+ * may be less than nr: it stops at the end of the table and when later is
+ * full.
  */
-static unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                          unsigned long nr, struct later *later)
+unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                   unsigned long nr, bool all, struct later *later)
 {
-    const uint64_t state = pv_hw.present | pv_hw.sw_dead, dead = pv_hw.sw_dead;
     const uint64_t special = pv_hw.sw_noref | pv_hw.sw_rsvd | pv_hw.sw_grant;
+    const uint64_t gone = pv_hw.sw_dead | (all ? pv_hw.present : 0);
+    unsigned int level = 1, idx, n = 0;
+    struct page_info *pg;
     unsigned long i = 0;
-    bool full = false;
+    uint64_t *tbl;
 
     ASSERT(spin_is_locked(&ctx->lock));
 
-    while ( i < nr && !full )
+    if ( find_table(ctx, dfn, &level, false, &pg) )
+        ASSERT_UNREACHABLE();
+
+    tbl = __map_domain_page(pg);
+
+    for ( idx = pt_index(dfn, level); idx < PT_ENTRIES && i < nr; idx++ )
     {
-        unsigned int level = 1, idx, gone = 0;
-        struct page_info *pg;
-        uint64_t *tbl;
+        uint64_t pte = tbl[idx];
 
-        if ( find_table(ctx, dfn + i, &level, false, &pg) )
-            ASSERT_UNREACHABLE();
-
-        tbl = __map_domain_page(pg);
-
-        for ( idx = pt_index(dfn + i, level); idx < PT_ENTRIES && i < nr;
-              idx++, i += span(level) - ((dfn + i) & (span(level) - 1)) )
+        if ( pte & gone && pte_is_leaf(pte, level) )
         {
-            uint64_t pte = tbl[idx];
-
-            if ( (pte & state) != dead )
-            {
-                if ( pte && !pte_is_leaf(pte, level) )
-                    break;
-                continue;
-            }
-
             if ( unlikely(level > 1) )
             {
-                /* A range that is dead always covers superpages wholly. */
+                /* Those that were partly unmapped have been split. */
                 ASSERT(!((dfn + i) & (PT_ENTRIES - 1)) && nr - i >= PT_ENTRIES);
+                /* Enough until the next check for preemption. */
+                if ( n == 8 )
+                    break;
                 put_frames(ctx, pte_mfn(pte), PT_ENTRIES, pte, true);
                 pool_put(ctx, page_list_remove_head(&ctx->spare));
             }
             else if ( unlikely(pte & special) )
             {
-                full = (pte & pv_hw.sw_grant) && !put_later(later, pte);
-                if ( full )
+                if ( (pte & pv_hw.sw_grant) && !put_later(later, pte) )
                     break;
             }
             else if ( pte & pv_hw.sw_write )
@@ -107,30 +99,43 @@ static unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
                 put_page(mfn_to_page(pte_mfn(pte)));
 
             tbl[idx] = 0;
-            gone++;
+            n++;
         }
-        unmap_domain_page(tbl);
+        else if ( pte && !pte_is_leaf(pte, level) )
+            break;
 
-        ctx->nr_frames -= gone * span(level);
-        if ( gone )
-            pt_put(ctx, pg, gone);
+        i += span(level) - ((dfn + i) & (span(level) - 1));
     }
+    unmap_domain_page(tbl);
+
+    ctx->nr_frames -= n * span(level);
+    if ( n )
+        pt_put(ctx, pg, n);
 
     return min(i, nr);
 }
 
-/* Remember a dead range for flush_deferred(). False if there is no room. */
+/*
+ * Leave a dead range to flush_deferred(). Returns false if there are too many.
+ */
 bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
 {
+    atomic_t *all = &ctx->pv->nr_deferred;
     unsigned int idx;
     bool ok;
+
+    if ( atomic_add_return(nr, all) > MAX_DEFERRED )
+    {
+        atomic_sub(nr, all);
+        return false;
+    }
 
     spin_lock(&ctx->lock);
 
     idx = (ctx->def_tail - 1) % PV_IOMMU_NR_DEFERRED;
     ok = ctx->def_tail - ctx->def_head < PV_IOMMU_NR_DEFERRED;
 
-    /* No flush has begun since, so that one serves both. */
+    /* Extend the last range if no flush has started since it was added. */
     if ( ctx->def_tail != ctx->def_sealed &&
          ctx->deferred[idx].dfn + ctx->deferred[idx].nr == dfn )
     {
@@ -146,10 +151,13 @@ bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr)
 
     spin_unlock(&ctx->lock);
 
+    if ( !ok )
+        atomic_sub(nr, all);
+
     return ok;
 }
 
-/* Release what was deferred, and flushed since. May return -ERESTART. */
+/* Release deferred ranges that have been flushed. May return -ERESTART. */
 static int release_deferred(struct pv_iommu_ctx *ctx)
 {
     bool more;
@@ -161,13 +169,12 @@ static int release_deferred(struct pv_iommu_ctx *ctx)
         if ( ctx->def_head != ctx->def_flushed )
         {
             unsigned int idx = ctx->def_head % PV_IOMMU_NR_DEFERRED;
-            unsigned long dfn = ctx->deferred[idx].dfn;
-            unsigned long n = reap(ctx, dfn,
-                                   min(ctx->deferred[idx].nr, table_rest(dfn)),
-                                   &later);
+            unsigned long n = reap(ctx, ctx->deferred[idx].dfn,
+                                   ctx->deferred[idx].nr, false, &later);
 
             ctx->deferred[idx].dfn += n;
             ctx->deferred[idx].nr -= n;
+            atomic_sub(n, &ctx->pv->nr_deferred);
             if ( !ctx->deferred[idx].nr )
                 ctx->def_head++;
         }
@@ -183,26 +190,20 @@ static int release_deferred(struct pv_iommu_ctx *ctx)
 }
 
 /*
- * Flush and release what was unmapped without a flush; always: flush even if
- * nothing was. May return -ERESTART.
+ * Flush and release deferred ranges. With always, flush even if there are
+ * none. May return -ERESTART.
  */
 int flush_deferred(struct pv_iommu_ctx *ctx, bool always)
 {
-    unsigned int flushed = ACCESS_ONCE(ctx->def_flushed);
-
-    /* There is something to release: this goes on after preemption. */
-    if ( flushed != ACCESS_ONCE(ctx->def_head) )
-        always = false;
-
-    if ( always || flushed != ACCESS_ONCE(ctx->def_tail) )
+    if ( always || ACCESS_ONCE(ctx->def_flushed) != ACCESS_ONCE(ctx->def_tail) )
         flush_ctx(ctx);
 
     return release_deferred(ctx);
 }
 
 /*
- * Flush and release a range that this call made dead, or leave that to the
- * next flush (later). If too much waits for that, it is now.
+ * Flush and release a range that the caller has made dead. With later, leave
+ * that to the next full flush, unless too much is waiting for it already.
  */
 void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
                   unsigned long nr, bool later)
@@ -210,7 +211,7 @@ void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
     if ( !nr || (later && defer(ctx, dfn, nr)) )
         return;
 
-    /* What is cached may be larger than the range. */
+    /* The IOTLB may have a superpage that has been split since. */
     if ( later ||
          ACCESS_ONCE(ctx->nr_splits) != ACCESS_ONCE(ctx->splits_flushed) )
         flush_ctx(ctx);
@@ -223,7 +224,7 @@ void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
         unsigned long n;
 
         spin_lock(&ctx->lock);
-        n = reap(ctx, dfn, min(nr, table_rest(dfn)), &frames);
+        n = reap(ctx, dfn, nr, false, &frames);
         spin_unlock(&ctx->lock);
 
         put_now(ctx, &frames);
@@ -231,7 +232,7 @@ void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
         nr -= n;
     }
 
-    /* What is left after preemption is released with the next flush. */
+    /* If this is preempted, the next flush releases the rest. */
     if ( later )
         release_deferred(ctx);
 }

@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * PV-IOMMU: the frames that a domain may map, and references to them.
+ * PV-IOMMU: permission to map a frame, and references to it.
  *
- * A frame that a device can write to has a writable type reference, too,
- * unless its owner is an external one, whose frames are never page or
- * descriptor tables that Xen relies on. Frames of other domains have sw_grant
- * set, and sw_write then only says that the device may write.
+ * Each entry holds a reference to its frame. A writable entry also holds a
+ * PGT_writable_page reference, unless the frame's owner is in external paging
+ * mode: Xen does not rely on such a domain's page or descriptor tables.
+ *
+ * sw_write marks entries of the domain's own frames with a type reference.
+ * Entries of other domains' frames have sw_grant; in these, sw_write is set in
+ * all writable ones.
  */
 
 #include <xen/iocap.h>
@@ -18,12 +21,13 @@
 static bool is_typed(const struct page_info *pg, uint64_t pte)
 {
     return (pte & pv_hw.sw_write) &&
-           (!(pte & pv_hw.sw_grant) || !paging_mode_external(page_get_owner(pg)));
+           (!(pte & pv_hw.sw_grant) ||
+            !paging_mode_external(page_get_owner(pg)));
 }
 
-/* Drop references, those to types only if typed. No lock may be held. */
-void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn,
-                       unsigned long nr, uint64_t pte, bool typed)
+/* Drop references; typed: to types, too. No locks may be held. */
+void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn, unsigned long nr,
+                uint64_t pte, bool typed)
 {
     struct page_info *pg;
     unsigned long i;
@@ -38,13 +42,13 @@ void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn,
         else
             put_page(pg);
 
-        /* The granter is told last. */
+        /* Last, as this may end the grant. */
         if ( pte & pv_hw.sw_grant )
             foreign_put(ctx->pv, mfn_add(mfn, i), pte & pv_hw.sw_write);
     }
 }
 
-/* Returns false if there is no room. */
+/* Returns false if it is full. */
 bool put_later(struct later *later, uint64_t pte)
 {
     if ( later->nr == ARRAY_SIZE(later->pte) )
@@ -64,21 +68,31 @@ void put_now(const struct pv_iommu_ctx *ctx, struct later *later)
     later->nr = 0;
 }
 
-/* Not RAM, for which a reference would be needed. */
+/* Is it not RAM, so that there is nothing to get references to? */
 static bool is_mmio(mfn_t mfn)
 {
     return !mfn_valid(mfn) || page_get_owner(mfn_to_page(mfn)) == dom_io;
 }
 
-/* MMIO: no references, but permission is needed. */
+/* MMIO needs permission, and has no references. Returns how many frames. */
 static long get_mmio(const struct domain *d, mfn_t mfn, unsigned long nr,
-                     bool write)
+                     bool write, uint64_t *pte)
 {
-    unsigned long s = mfn_x(mfn), e = s + nr - 1;
+    unsigned long limit = 1UL << (paddr_bits - PAGE_SHIFT);
+    unsigned long s = mfn_x(mfn), e = s;
+
+    *pte = pv_hw.sw_noref;
+
+    /* The P2M also has pages of Xen's as MMIO, e.g. the virtual APIC. */
+    if ( !is_mmio(mfn) )
+        return -EPERM;
+
+    while ( e - s + 1 < nr && e + 1 < limit && is_mmio(_mfn(e + 1)) )
+        e++;
 
     if ( iomem_access_permitted(d, s, e) &&
          (!write || !rangeset_overlaps_range(mmio_ro_ranges, s, e)) )
-        return nr;
+        return e - s + 1;
 
     if ( iomem_access_permitted(d, s, s) &&
          (!write || !rangeset_contains_singleton(mmio_ro_ranges, s)) )
@@ -88,13 +102,13 @@ static long get_mmio(const struct domain *d, mfn_t mfn, unsigned long nr,
 }
 
 /*
- * Get a reference to a frame, but not to its type, as the P2M may be locked.
- * Sets the PTE bits.
+ * Get a reference to a frame, and set the PTE bits for it. The type reference
+ * has to wait until the P2M is unlocked.
  */
 static int get_frame(const struct domain *d, struct page_info *pg, bool write,
                      bool foreign, uint64_t *pte)
 {
-    /* Unlike get_page() this does not log what a caller asked for in vain. */
+    /* Unlike get_page(), this does not log failures. */
     const struct domain *owner = page_get_owner_and_reference(pg);
     int rc;
 
@@ -117,6 +131,7 @@ static int get_frame(const struct domain *d, struct page_info *pg, bool write,
     return rc;
 }
 
+/* Nothing has to be populated: domains with devices have no such entries. */
 static void xlat_gfn(struct xlat *x, unsigned long gfn)
 {
     unsigned int order = 0;
@@ -125,14 +140,8 @@ static void xlat_gfn(struct xlat *x, unsigned long gfn)
     if ( gfn - x->gfn < x->nr )
         return;
 
-    x->mfn = get_gfn_type_access(p2m_get_hostp2m(x->d), gfn, &x->t, &a,
-                                 P2M_ALLOC, &order);
-    /* The lock is recursive: once is enough. */
-    if ( x->locked )
-        put_gfn(x->d, gfn);
-    else
-        x->first = gfn;
-    x->locked = true;
+    x->mfn = p2m_get_gfn_type_access(p2m_get_hostp2m(x->ctx->d), _gfn(gfn),
+                                     &x->t, &a, 0, &order, false);
 
     x->nr = 1UL << order;
     x->gfn = gfn & ~(x->nr - 1);
@@ -141,21 +150,45 @@ static void xlat_gfn(struct xlat *x, unsigned long gfn)
 
     x->writable = a == p2m_access_rw || a == p2m_access_rwx ||
                   a == p2m_access_w || a == p2m_access_wx;
-    x->plain = x->t == p2m_ram_rw && x->writable && mfn_valid(x->mfn) &&
-               mfn_valid(mfn_add(x->mfn, x->nr - 1));
 }
 
-void xlat_end(struct xlat *x)
+/* Does the type of the P2M entry allow mapping it? */
+static int check_type(const struct xlat *x, bool write, bool *foreign,
+                      bool *mmio)
 {
-    if ( x->locked )
-        put_gfn(x->d, x->first);
-    x->locked = false;
-    x->nr = 0;
+    bool ro = !x->writable;
+
+    switch ( x->t )
+    {
+    case p2m_ram_rw:
+        break;
+
+    case p2m_map_foreign:
+    case p2m_grant_map_rw:
+        *foreign = true;
+        break;
+
+    case p2m_grant_map_ro:
+        *foreign = true;
+        fallthrough;
+    case p2m_ram_ro:
+        ro = true;
+        break;
+
+    case p2m_mmio_direct:
+        *mmio = true;
+        break;
+
+    default:
+        return -ENOENT;
+    }
+
+    return write && ro ? -EPERM : mfn_eq(x->mfn, INVALID_MFN) ? -ENOENT : 0;
 }
 
 /*
- * Get references to frames that are all valid, as long as they are what is by
- * far the most frequent: memory of the domain's own. Returns how many are.
+ * The fast path: get references to valid frames as long as they are the
+ * domain's own. Returns how many are.
  */
 static always_inline unsigned long get_own(const struct domain *d, mfn_t mfn,
                                            unsigned long nr)
@@ -169,7 +202,7 @@ static always_inline unsigned long get_own(const struct domain *d, mfn_t mfn,
 
         if ( likely(owner == d) )
             continue;
-        /* To be looked at once more, with more care. */
+        /* The slow path takes another look at this one. */
         if ( owner )
             put_page(pg);
         break;
@@ -179,155 +212,92 @@ static always_inline unsigned long get_own(const struct domain *d, mfn_t mfn,
 }
 
 /*
- * Translate gfn, and get references to up to nr frames that are contiguous
- * from there. Returns the number of frames, and sets the PTE bits for them.
+ * Translate gfn, and get references to up to nr contiguous frames from there.
+ * Returns the number of frames, and sets the PTE bits for them.
  */
 long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
              mfn_t *mfn, uint64_t *pte)
 {
-    struct domain *d = x->d;
-    unsigned long i = 0;
+    struct domain *d = x->ctx->d;
     bool translate = paging_mode_translate(d), foreign = false, mmio = false;
-    long rc = 0;
+    bool valid;
+    unsigned long i;
+    int rc = 0;
+
+    ASSERT(nr <= PT_ENTRIES);
 
     if ( translate )
     {
         xlat_gfn(x, gfn);
-        *mfn = x->mfn;
-
-        if ( x->plain )
-        {
-            *mfn = mfn_add(*mfn, gfn - x->gfn);
-            *pte = 0;
-            i = get_own(d, *mfn, min(nr, x->gfn + x->nr - gfn));
-            if ( i )
-                return i;
-            *mfn = x->mfn;
-        }
-
-        /* That a foreign frame is in the P2M says that it may be. */
-        switch ( x->t )
-        {
-        case p2m_ram_rw:
-            break;
-
-        case p2m_map_foreign:
-        case p2m_grant_map_rw:
-            foreign = true;
-            break;
-
-        case p2m_grant_map_ro:
-            foreign = true;
-            fallthrough;
-        case p2m_ram_ro:
-            if ( write )
-                rc = -EPERM;
-            break;
-
-        case p2m_mmio_direct:
-            mmio = true;
-            break;
-
-        default:
-            rc = -ENOENT;
-            break;
-        }
-
-        if ( mfn_eq(*mfn, INVALID_MFN) )
-            rc = rc ?: -ENOENT;
-        else
-            *mfn = mfn_add(*mfn, gfn - x->gfn);
-
-        if ( !rc && write && !x->writable )
-            rc = -EPERM;
-
+        rc = check_type(x, write, &foreign, &mmio);
+        *mfn = mfn_add(x->mfn, gfn - x->gfn);
         nr = min(nr, x->gfn + x->nr - gfn);
     }
     else
     {
         *mfn = _mfn(gfn);
-
-        /* Validity changes between 2 MiB only, and a run is no longer. */
-        if ( mfn_valid(*mfn) && (nr == 1 || mfn_valid(mfn_add(*mfn, nr - 1))) )
-        {
-            *pte = write ? pv_hw.sw_write : 0;
-            i = get_own(d, *mfn, nr);
-            if ( i )
-                return i;
-        }
-
         if ( gfn >> (paddr_bits - PAGE_SHIFT) )
             rc = -ENOENT;
-        else
-            mmio = !mfn_valid(*mfn);
-        /* Nothing tells a frame's foreign mappings: be privileged over all. */
+    }
+
+    if ( rc )
+        return rc;
+
+    if ( mmio || (!translate && !mfn_valid(*mfn)) )
+        return get_mmio(d, *mfn, nr, write, pte);
+
+    /* Validity has a granularity of 2 MiB, and a run is no longer. */
+    valid = mfn_valid(*mfn) && (nr == 1 || mfn_valid(mfn_add(*mfn, nr - 1)));
+
+    if ( likely(valid && !foreign) )
+    {
+        *pte = write && !translate ? pv_hw.sw_write : 0;
+        i = get_own(d, *mfn, nr);
+        if ( i )
+            return i;
+    }
+
+    /*
+     * There is no record of a PV domain's foreign mappings, so it has to be
+     * privileged over all domains.
+     */
+    if ( !translate )
         foreign = is_hardware_domain(d) && is_control_domain(d);
-    }
 
-    *pte = 0;
-
-    if ( !rc && !mmio )
+    for ( i = 0; i < nr; i++ )
     {
-        struct page_info *pg = mfn_to_page(*mfn);
-        /* Validity changes between 2 MiB only, and a run is no longer. */
-        bool valid = mfn_valid(*mfn) && mfn_valid(mfn_add(*mfn, nr - 1));
+        mfn_t m = mfn_add(*mfn, i);
+        uint64_t bits;
 
-        ASSERT(nr <= PT_ENTRIES);
-
-        for ( ; i < nr; i++, pg++ )
+        rc = valid || mfn_valid(m)
+             ? get_frame(d, mfn_to_page(m), write, foreign, &bits) : -EXDEV;
+        if ( rc )
+            break;
+        if ( !i )
+            *pte = bits;
+        else if ( bits != *pte )
         {
-            uint64_t bits;
-
-            rc = valid || mfn_valid(mfn_add(*mfn, i))
-                 ? get_frame(d, pg, write, foreign, &bits) : -EXDEV;
-            if ( rc )
-                break;
-            if ( !i )
-                *pte = bits;
-            else if ( bits != *pte )
-            {
-                /* PV only: no P2M lock is held. Another run begins here. */
-                ASSERT(!translate);
-                put_frames(x->ctx, mfn_add(*mfn, i), 1, bits, false);
-                break;
-            }
-        }
-
-        /* RAM type for Xen, MMIO for the domain. */
-        if ( !i && rc == -EXDEV )
-        {
-            mmio = true;
-            nr = 1;
-            rc = 0;
+            /* PV only, so no P2M lock is held. Another run starts here. */
+            ASSERT(!translate);
+            put_frames(x->ctx, m, 1, bits, false);
+            break;
         }
     }
 
-    if ( !rc && mmio )
-    {
-        unsigned long max = 1;
-
-        /* Don't extend into what is not MMIO. */
-        while ( max < nr && is_mmio(mfn_add(*mfn, max)) &&
-                !(mfn_x(mfn_add(*mfn, max)) >> (paddr_bits - PAGE_SHIFT)) )
-            max++;
-
-        /* The P2M has pages of Xen's as MMIO, too, e.g. a virtual APIC's. */
-        rc = is_mmio(*mfn) ? get_mmio(d, *mfn, max, write) : -EPERM;
-        if ( rc > 0 )
-            i = rc;
-        *pte |= pv_hw.sw_noref;
-    }
+    /* RAM to Xen, but MMIO to the domain. */
+    if ( !i && rc == -EXDEV )
+        return get_mmio(d, *mfn, 1, write, pte);
 
     return i ?: rc;
 }
 
 /*
- * Get the references to types, with the P2M no longer locked. Returns how
- * many pieces have them, the last one perhaps shortened; the others are
- * dropped.
+ * Get type references, after the P2M was unlocked. Returns the number of
+ * pieces that have them; the last of these may have been shortened. The
+ * references of the others are dropped.
  */
-unsigned int get_types(const struct pv_iommu_ctx *ctx,
-                              struct piece *piece, unsigned int nr, int *rc)
+unsigned int get_types(const struct pv_iommu_ctx *ctx, struct piece *piece,
+                       unsigned int nr, int *rc)
 {
     unsigned long i = 0;
     unsigned int n, good;

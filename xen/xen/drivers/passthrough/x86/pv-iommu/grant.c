@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * PV-IOMMU: frames of other domains, and the grants that they come from.
+ * PV-IOMMU: frames of other domains, and the grants behind them.
  *
- * What a domain was granted, it may map for its devices. The granter must
- * find such a grant in use as long as a device can reach the frame, and no
- * other grant of the frame is mapped that allows the same. For each frame
- * there is thus the number of grants of it that are mapped (live), of entries
- * that contexts have (io, including those that are yet to be flushed), and
- * the one grant, at most, whose end waits for the contexts.
+ * A domain may map frames granted to it into its contexts. As long as devices
+ * can reach a frame, the granter must see a grant of it in use. So if the last
+ * mapping of a grant that permits the devices' access ends, its end is held
+ * until contexts no longer need it. For each frame, this counts the mappings
+ * of grants (live) and the entries in contexts (io, including those that wait
+ * for a flush); at most one grant is held.
  *
- * A grant counts as live from before the domain can map it into a context,
- * and up to after it no longer can. The end of a grant never needs memory.
+ * A grant is live from before the domain can map it into a context until after
+ * it no longer can. Ending one allocates nothing.
  */
 
 #include <xen/event.h>
@@ -26,7 +26,7 @@ struct foreign {
     unsigned long mfn;
     unsigned long io[2];
     unsigned int live[2];
-    /* The grant that is held, if rd is set, by GNTMAP_* what of it. */
+    /* The grant that is held, if rd is set; flags are GNTMAP_*. */
     struct held {
         struct domain *rd;
         grant_ref_t ref;
@@ -34,26 +34,22 @@ struct foreign {
     } held;
 };
 
-/* Devices may reach the frame, but no grant that is live lets them. */
+/* Can devices reach the frame in a way that no live grant permits? */
 static bool wants_grant(const struct foreign *f)
 {
     return f->io[RW] ? !f->live[RW] : f->io[RO] && !f->live[RO] && !f->live[RW];
 }
 
-static struct bucket *foreign_lock(struct pv_iommu *pv, mfn_t mfn)
+/* Lock a frame's bucket, and find its record. With alloc, create it. */
+static struct foreign *foreign_lock(struct pv_iommu *pv, mfn_t mfn, bool alloc,
+                                    struct bucket **bucket)
 {
     struct bucket *b = &pv->bucket[mfn_x(mfn) % NR_BUCKETS];
-
-    spin_lock(&b->lock);
-
-    return b;
-}
-
-static struct foreign *foreign_find(struct bucket *b, mfn_t mfn,
-                                    bool alloc)
-{
     struct rb_node **link = &b->frames.rb_node, *parent = NULL;
     struct foreign *f;
+
+    *bucket = b;
+    spin_lock(&b->lock);
 
     while ( *link )
     {
@@ -85,22 +81,22 @@ static void end_held(struct pv_iommu *pv, mfn_t mfn, const struct held *held)
 }
 
 /*
- * To be called after any change but the end of a grant, and by that.  Ends the
- * grant that is held if there is no need for it now.
+ * Unlock after a change of f, which may be NULL. Ends the grant that is held
+ * if it is no longer needed, and frees the record if it is empty.
  */
 static void foreign_unlock(struct pv_iommu *pv, struct bucket *b,
                            struct foreign *f)
 {
+    mfn_t mfn = f ? _mfn(f->mfn) : INVALID_MFN;
     struct held held = {};
-    mfn_t mfn = _mfn(f->mfn);
 
-    if ( f->held.rd && !wants_grant(f) )
+    if ( f && f->held.rd && !wants_grant(f) )
     {
         held = f->held;
         f->held.rd = NULL;
     }
 
-    if ( !f->io[RO] && !f->io[RW] && !f->live[RO] && !f->live[RW] )
+    if ( f && !f->io[RO] && !f->io[RW] && !f->live[RO] && !f->live[RW] )
     {
         rb_erase(&f->node, &b->frames);
         xfree(f);
@@ -111,50 +107,46 @@ static void foreign_unlock(struct pv_iommu *pv, struct bucket *b,
     end_held(pv, mfn, &held);
 }
 
-/* A context is to have an entry for the frame. The P2M may be locked. */
+/* Called before an entry is written. The P2M may be locked. */
 int foreign_get(struct pv_iommu *pv, mfn_t mfn, bool write)
 {
-    struct bucket *b = foreign_lock(pv, mfn);
-    struct foreign *f = foreign_find(b, mfn, true);
+    struct bucket *b;
+    struct foreign *f = foreign_lock(pv, mfn, true, &b);
     int rc = 0;
 
     if ( !f )
         rc = -ENOMEM;
-    /* In PV nothing else tells that a frame must not be written to. */
+    /* In PV, only the grants tell whether a frame may be written. */
     else if ( write && f->live[RO] && !f->live[RW] &&
               !paging_mode_translate(pv->d) )
         rc = -EPERM;
     else
         f->io[write]++;
 
-    /* Nothing became superfluous: no grant ends here. */
+    /* This cannot end a grant that is held. */
     spin_unlock(&b->lock);
 
     return rc;
 }
 
-/* The entry is gone, and flushed. No lock may be held. */
+/* Called after the entry was flushed. No locks may be held. */
 void foreign_put(struct pv_iommu *pv, mfn_t mfn, bool write)
 {
-    struct bucket *b = foreign_lock(pv, mfn);
-    struct foreign *f = foreign_find(b, mfn, false);
+    struct bucket *b;
+    struct foreign *f = foreign_lock(pv, mfn, false, &b);
 
-    if ( !f || !f->io[write] )
-    {
+    if ( f && f->io[write] )
+        f->io[write]--;
+    else
         ASSERT_UNREACHABLE();
-        spin_unlock(&b->lock);
-        return;
-    }
 
-    f->io[write]--;
     foreign_unlock(pv, b, f);
 }
 
 int pv_iommu_begin_grant(struct domain *ld, mfn_t mfn, bool readonly)
 {
-    struct pv_iommu *pv = dom_iommu(ld)->pv;
-    struct bucket *b = foreign_lock(pv, mfn);
-    struct foreign *f = foreign_find(b, mfn, true);
+    struct bucket *b;
+    struct foreign *f = foreign_lock(dom_iommu(ld)->pv, mfn, true, &b);
 
     if ( f )
         f->live[!readonly]++;
@@ -167,22 +159,19 @@ int pv_iommu_begin_grant(struct domain *ld, mfn_t mfn, bool readonly)
 void pv_iommu_grant_mapped(struct domain *ld, mfn_t mfn)
 {
     struct pv_iommu *pv = dom_iommu(ld)->pv;
-    struct bucket *b = foreign_lock(pv, mfn);
-    struct foreign *f = foreign_find(b, mfn, false);
+    struct bucket *b;
+    /* NULL if it has been unmapped again. */
+    struct foreign *f = foreign_lock(pv, mfn, false, &b);
 
-    /* It may have been unmapped again by now. */
-    if ( f )
-        foreign_unlock(pv, b, f);
-    else
-        spin_unlock(&b->lock);
+    foreign_unlock(pv, b, f);
 }
 
 bool pv_iommu_end_grant(struct domain *ld, struct domain *rd, grant_ref_t ref,
                         mfn_t mfn, uint16_t flags, bool begun)
 {
     struct pv_iommu *pv = dom_iommu(ld)->pv;
-    struct bucket *b = foreign_lock(pv, mfn);
-    struct foreign *f = foreign_find(b, mfn, false);
+    struct bucket *b;
+    struct foreign *f = foreign_lock(pv, mfn, false, &b);
     bool write = !(flags & GNTMAP_readonly), hold = false;
     struct held old = {};
 
@@ -196,7 +185,7 @@ bool pv_iommu_end_grant(struct domain *ld, struct domain *rd, grant_ref_t ref,
     if ( begun )
         f->live[write]--;
 
-    /* What is held already may do, and a read-only grant may not. */
+    /* Hold it, unless it does not help or the one already held suffices. */
     if ( (flags & (GNTMAP_device_map | GNTMAP_host_map)) && wants_grant(f) &&
          (write || !f->io[RW]) &&
          (!f->held.rd || (write && (f->held.flags & GNTMAP_readonly))) )
@@ -213,7 +202,7 @@ bool pv_iommu_end_grant(struct domain *ld, struct domain *rd, grant_ref_t ref,
     return hold;
 }
 
-/* Records of grants that are mapped still. May return -ERESTART. */
+/* Free the records of grants that are still mapped. May return -ERESTART. */
 int foreign_destroy(struct pv_iommu *pv)
 {
     unsigned int i, n = 0;

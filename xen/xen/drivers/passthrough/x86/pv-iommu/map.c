@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* PV-IOMMU: runs of frames into contexts, and out of them. */
+/* PV-IOMMU: mapping and unmapping runs of frames. */
 
 #include <xen/event.h>
 #include <xen/guest_access.h>
@@ -9,11 +9,11 @@
 
 #include "private.h"
 
-/* Frames that are made dead before they are flushed and released. */
+/* Frames to make dead before these are flushed and released. */
 #define UNMAP_BATCH     4096
-/* Runs to unmap between two checks for preemption. */
+/* Runs to unmap between checks for preemption. */
 #define RUNS_PREEMPT    8
-/* Pieces of runs that are looked up, and entered, at once. */
+/* Pieces of runs to look up, and then to write, at once. */
 #define NR_PIECES       32
 
 int check_run(const struct runs *r)
@@ -30,7 +30,7 @@ int check_run(const struct runs *r)
     return is_msi_range(r->dfn, r->nr) ? -EADDRNOTAVAIL : 0;
 }
 
-/* Copy in what comes next. No locks may be held. */
+/* Copy in the next runs of a list, if needed. No locks may be held. */
 static int runs_fill(struct runs *r)
 {
     unsigned int nr = min(r->nr_list, RUNS_CHUNK + 0U);
@@ -61,7 +61,10 @@ static int runs_fill(struct runs *r)
     return 0;
 }
 
-/* Go to the next run if this one is done.  Returns 1 if there is one. */
+/*
+ * Go on to the next run if this one is done. Returns 1, 0 if there is none
+ * among those copied in, or an error.
+ */
 static always_inline int runs_next(struct runs *r)
 {
     while ( !r->nr )
@@ -105,21 +108,25 @@ static bool runs_end(const struct runs *r)
 
 /*
  * Look up the next pieces, and get references to their frames. Stops after
- * about as many frames as a table has entries. Sets *rc if it has come to
- * what cannot be mapped; what comes before that can be.
+ * about as many frames as a table has entries. Returns the number of pieces;
+ * if what follows them cannot be mapped, sets *rc.
  */
 static unsigned int get_pieces(const struct pv_iommu_ctx *ctx, struct runs *r,
                                bool write, struct piece *piece, int *rc)
 {
-    struct xlat x = { .ctx = ctx, .d = ctx->d };
+    bool translate = paging_mode_translate(ctx->d);
+    struct xlat x = { .ctx = ctx };
     struct piece extra = {};
     unsigned int n = 0;
     unsigned long frames = 0;
 
+    if ( translate )
+        p2m_lookup_begin(p2m_get_hostp2m(ctx->d));
+
     *rc = 0;
     while ( frames < PT_ENTRIES && (*rc = runs_next(r)) > 0 )
     {
-        /* Superpages are not to be cut into two. */
+        /* Do not cut what can be a superpage. */
         unsigned long part = min(r->nr, table_rest(r->dfn));
 
         while ( part )
@@ -141,13 +148,13 @@ static unsigned int get_pieces(const struct pv_iommu_ctx *ctx, struct runs *r,
                 goto out;
             }
 
-            /* The P2M may have small pages for what is contiguous. */
+            /* The P2M may have small pages for contiguous frames. */
             if ( last && last->dfn + last->nr == r->dfn && last->pte == pte &&
                  mfn_eq(mfn_add(last->mfn, last->nr), mfn) )
                 last->nr += got;
             else if ( n == NR_PIECES )
             {
-                /* References are not dropped under the P2M lock. */
+                /* References are dropped after the P2M is unlocked. */
                 extra = (struct piece){ .mfn = mfn, .nr = got, .pte = pte };
                 *rc = 0;
                 goto out;
@@ -167,15 +174,16 @@ static unsigned int get_pieces(const struct pv_iommu_ctx *ctx, struct runs *r,
     }
 
  out:
-    xlat_end(&x);
+    if ( translate )
+        p2m_lookup_end(p2m_get_hostp2m(ctx->d));
     put_frames(ctx, extra.mfn, extra.nr, extra.pte, false);
 
     return get_types(ctx, piece, n, rc);
 }
 
 /*
- * Enter pieces.  Uses up the references.  Returns -ERESTART if making room was
- * preempted.
+ * Write entries for pieces. Consumes the references. Returns -ERESTART if
+ * making room was preempted.
  */
 static int put_pieces(struct pv_iommu_ctx *ctx, struct piece *piece,
                       unsigned int nr, uint64_t flags, unsigned long *done)
@@ -234,8 +242,8 @@ static uint64_t pte_flags(uint32_t map_flags)
 }
 
 /*
- * Map what r has, in units of so many frames, each wholly or not at all. Adds
- * to *done. Returns -ERESTART if there is more to do.
+ * Map what r describes. Each unit (a number of frames) is mapped as a whole or
+ * not at all. Adds to *done. Returns -ERESTART if there is more to do.
  */
 int map_runs(struct pv_iommu_ctx *ctx, struct runs *r, uint32_t flags,
              unsigned long unit, unsigned long *done)
@@ -269,8 +277,8 @@ int map_runs(struct pv_iommu_ctx *ctx, struct runs *r, uint32_t flags,
         bool foreign = false;
 
         total -= part;
-        /* Stops at what others have unmapped; the remainder is theirs, too. */
-        kill_entries(ctx, dfn + total, part, &part, &foreign);
+        /* Another call may be unmapping it. Leave the rest to that, then. */
+        kill_entries(ctx, dfn + total, part, false, &part, &foreign);
         finish_unmap(ctx, dfn + total, part, false);
     }
 
@@ -287,8 +295,8 @@ int map_runs(struct pv_iommu_ctx *ctx, struct runs *r, uint32_t flags,
 }
 
 /*
- * Make what is left of a run dead, up to UNMAP_BATCH frames. Returns
- * -ERESTART if there is more to do.
+ * Make the rest of a run dead, up to UNMAP_BATCH frames. Returns -ERESTART if
+ * there is more to do.
  */
 static int kill_run(struct pv_iommu_ctx *ctx, const struct runs *r,
                     unsigned long unit, unsigned long *done, bool *foreign)
@@ -299,18 +307,15 @@ static int kill_run(struct pv_iommu_ctx *ctx, const struct runs *r,
 
     while ( !rc && *done < r->nr )
     {
-        unsigned long cur = r->dfn + *done, part = 0;
+        unsigned long cur = r->dfn + *done, part;
 
-        /* To end grants takes longer. */
+        /* Ending grants takes longer. */
         if ( *done >= UNMAP_BATCH || *foreign ||
              (*done && hypercall_preempt_check()) )
             return -ERESTART;
 
-        if ( unit > 1 )
-            rc = check_entries(ctx, cur, unit);
-        if ( !rc )
-            rc = kill_entries(ctx, cur, min(r->nr - *done, table_rest(cur)),
-                              &part, foreign);
+        rc = kill_entries(ctx, cur, min(r->nr - *done, table_rest(cur)),
+                          unit > 1, &part, foreign);
         *done += part;
     }
 
@@ -318,8 +323,8 @@ static int kill_run(struct pv_iommu_ctx *ctx, const struct runs *r,
 }
 
 /*
- * Unmap what r has. Adds to *done. Returns -ERESTART if there is more to do,
- * and then clears IOMMU_UNMAP_no_flush if a flush is among that.
+ * Unmap what r describes. Adds to *done. Returns -ERESTART if there is more to
+ * do. Clears IOMMU_UNMAP_no_flush in *flags if that includes a flush.
  */
 int unmap_runs(struct pv_iommu_ctx *ctx, struct runs *r, uint32_t *flags,
                unsigned long unit, unsigned long *done)
@@ -341,7 +346,7 @@ int unmap_runs(struct pv_iommu_ctx *ctx, struct runs *r, uint32_t *flags,
 
         rc = kill_run(ctx, r, unit, &part, &mine);
         foreign |= mine;
-        /* There is one flush for a list, if there is room to remember it. */
+        /* A list has one flush at its end, if the ranges can be deferred. */
         finish_unmap(ctx, r->dfn, part,
                      list || ((*flags & IOMMU_UNMAP_no_flush) && !mine));
         *done += part;
@@ -364,8 +369,9 @@ int unmap_runs(struct pv_iommu_ctx *ctx, struct runs *r, uint32_t *flags,
     {
         ret = flush_deferred(ctx, false);
         /*
-         * An error comes up again when this goes on, but what is dead must not
-         * wait: a grant may.
+         * Preemption overrides an error, which the continuation runs into
+         * again. The rest must be released, as the end of a grant may wait for
+         * it.
          */
         if ( ret )
             rc = ret;

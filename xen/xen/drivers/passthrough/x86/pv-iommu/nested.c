@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * PV-IOMMU: contexts whose table the domain has in its own memory.
+ * PV-IOMMU: contexts whose page table is in the domain's memory.
  *
- * The hardware has what that table says go through the table of the domain's
- * P2M, as it has the addresses in the table itself. So nothing in here looks
- * at it: whatever the domain writes there, at any time, no device gets past
- * the P2M. What is left to do is to flush: at the domain's wish when it has
- * changed its table, and always when its P2M changes.
+ * The hardware translates the addresses that this table contains, and those
+ * that it leads to, by the IOMMU table of the domain's P2M. So Xen need not
+ * look at it: whatever the domain writes there, devices cannot get past the
+ * P2M. Xen only flushes, if the domain asks for it after changing its table,
+ * and whenever its P2M changes.
  */
 
 #include <xen/guest_access.h>
@@ -19,13 +19,13 @@
 
 bool __read_mostly opt_nested = true;
 
-/* What a domain can do with tables of a format, NULL for nothing. */
+/* Returns NULL if a domain cannot use tables of this format. */
 const struct pv_iommu_nested_format *nested_format(const struct domain *d,
                                                    unsigned long fmt)
 {
     const struct pv_iommu_nested_format *f;
 
-    /* Without a P2M there is nothing to hold a device back. */
+    /* Without a P2M, nothing would restrict devices. */
     if ( !opt_nested || !paging_mode_translate(d) ||
          (is_hardware_domain(d) && iommu_hwdom_passthrough) ||
          fmt >= ARRAY_SIZE(pv_hw.nested) )
@@ -36,7 +36,7 @@ const struct pv_iommu_nested_format *nested_format(const struct domain *d,
     return f->pgsize_mask ? f : NULL;
 }
 
-/* A page of the domain's own memory, which it can write to. */
+/* Get a page of the domain's own memory, if it may write to it. */
 static struct page_info *get_own_page(struct domain *d, uint64_t gfn)
 {
     struct page_info *pg;
@@ -56,8 +56,8 @@ static struct page_info *get_own_page(struct domain *d, uint64_t gfn)
 }
 
 /*
- * Have the hardware find the table. The domain may write to the page, too:
- * that changes where its table is, and no more.
+ * Write the descriptor by which the hardware finds the table. The domain may
+ * change it, but all it can change is where its table is.
  */
 int nested_write_desc(struct domain *d, uint64_t desc_gfn,
                       uint64_t pgtable_gfn)
@@ -97,7 +97,7 @@ void nested_add(struct pv_iommu_ctx *ctx, gfn_t desc)
     write_unlock(&ctx->pv->nested_lock);
 }
 
-/* A context that no device is in. Its tag will be used again. */
+/* The context has no devices. Its tag will be reused. */
 void nested_remove(struct pv_iommu_ctx *ctx)
 {
     write_lock(&ctx->pv->nested_lock);
@@ -111,7 +111,7 @@ void nested_remove(struct pv_iommu_ctx *ctx)
 void nested_flush(struct pv_iommu_ctx *ctx, unsigned long dfn,
                   unsigned long nr, bool tables)
 {
-    /* A range that wraps around: all. */
+    /* Flush everything if the range wraps around. */
     if ( dfn + nr < dfn )
         nr = 0;
 

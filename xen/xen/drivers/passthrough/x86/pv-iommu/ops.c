@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * PV-IOMMU: the hypercall. What a caller says is copied in and checked here;
- * what is called from here relies on it.
+ * PV-IOMMU: the hypercall. Arguments are copied in and validated here; other
+ * files rely on it.
  */
 
 #include <xen/err.h>
@@ -24,6 +24,28 @@ static unsigned int __read_mostly opt_max_order = 18;
 
 struct pv_iommu_hw __ro_after_init pv_hw;
 
+/*
+ * Parse an option such as "max-order=18". Returns 1 if this is it, 0 if it is
+ * another one, or an error.
+ */
+static int __init parse_limit(const char *name, const char *s, const char *end,
+                              unsigned long min, unsigned long max,
+                              unsigned int *val)
+{
+    size_t len = strlen(name);
+    unsigned long n;
+
+    if ( strncmp(s, name, len) )
+        return 0;
+
+    n = simple_strtoul(s + len, &s, 0);
+    if ( s != end || n < min || n > max )
+        return -EINVAL;
+    *val = n;
+
+    return 1;
+}
+
 static int __init cf_check parse_pv_iommu(const char *s)
 {
     const char *ss;
@@ -38,24 +60,11 @@ static int __init cf_check parse_pv_iommu(const char *s)
             opt_pv_iommu = val;
         else if ( (val = parse_boolean("nested", s, ss)) >= 0 )
             opt_nested = val;
-        else if ( !strncmp(s, "max-contexts=", 13) )
-        {
-            unsigned long n = simple_strtoul(s + 13, &s, 0);
-
-            if ( s != ss || !n || n > 0xfffe )
-                rc = -EINVAL;
-            else
-                opt_max_ctx = n;
-        }
-        else if ( !strncmp(s, "max-order=", 10) )
-        {
-            unsigned long n = simple_strtoul(s + 10, &s, 0);
-
-            if ( s != ss || n > 30 )
-                rc = -EINVAL;
-            else
-                opt_max_order = n;
-        }
+        else if ( (val = parse_limit("max-contexts=", s, ss, 1, 0xfffe,
+                                     &opt_max_ctx)) ||
+                  (val = parse_limit("max-order=", s, ss, 0, 30,
+                                     &opt_max_order)) )
+            rc = val < 0 ? val : rc;
         else
             rc = -EINVAL;
 
@@ -76,7 +85,7 @@ static int op_capabilities(const struct domain *d, const struct pv_iommu *pv,
     cap.cap_flags = IOMMUCAP_identity | IOMMUCAP_deferred_flush |
                     IOMMUCAP_deferred_unmap | IOMMUCAP_runs | IOMMUCAP_query |
                     IOMMUCAP_alloc_empty | IOMMUCAP_faults;
-    /* Without snoop control a device decides for itself. */
+    /* Without snoop control, devices decide themselves. */
     if ( iommu_snoop )
         cap.cap_flags |= IOMMUCAP_cache;
     if ( !default_blocks(d) )
@@ -91,7 +100,7 @@ static int op_capabilities(const struct domain *d, const struct pv_iommu *pv,
     return copy_to_guest(arg, &cap, 1) ? -EFAULT : 0;
 }
 
-/* Returns the size of the whole structure. */
+/* Returns the full size of the structure. */
 static long op_query(const struct domain *d, unsigned long what,
                      unsigned long index, unsigned long buf,
                      unsigned long size)
@@ -144,18 +153,40 @@ static int op_init(struct domain *d, bool continued,
     return init_domain(d, op.max_ctx_no, 1UL << op.arena_order, continued);
 }
 
-/* Three elements of padding: they may get a meaning one day. */
+/* Padding must be zero, so that it can get a meaning later. */
 static bool pad_ok(const uint16_t *pad)
 {
     return !(pad[0] | pad[1] | pad[2]);
+}
+
+/* Create a context. In the arguments of both calls, its number comes first. */
+static int alloc_ctx(struct domain *d, struct pv_iommu *pv, unsigned int flags,
+                     const gfn_t *desc,
+                     XEN_GUEST_HANDLE_PARAM(pv_iommu_alloc_t) to)
+{
+    struct pv_iommu_alloc op = {};
+    unsigned int no;
+    int rc;
+
+    /* Check before creating it that the number can be returned. */
+    if ( __copy_field_to_guest(to, &op, ctx_no) )
+        return -EFAULT;
+
+    rc = ctx_new(d, pv, flags, desc, &no);
+    if ( rc == -ENOMEM )
+        rc = reclaim(pv) ?: ctx_new(d, pv, flags, desc, &no);
+    if ( rc )
+        return rc;
+
+    op.ctx_no = no;
+
+    return __copy_field_to_guest(to, &op, ctx_no) ? -EFAULT : 0;
 }
 
 static int op_alloc(struct domain *d, struct pv_iommu *pv,
                     XEN_GUEST_HANDLE_PARAM(void) arg)
 {
     struct pv_iommu_alloc op;
-    unsigned int no;
-    int rc;
 
     if ( copy_from_guest(&op, arg, 1) )
         return -EFAULT;
@@ -165,27 +196,14 @@ static int op_alloc(struct domain *d, struct pv_iommu *pv,
          op.alloc_flags == (IOMMU_ALLOC_identity | IOMMU_ALLOC_empty) )
         return -EINVAL;
 
-    /* Find out now if the number of the context cannot be returned. */
-    op.ctx_no = 0;
-    if ( __copy_to_guest(arg, &op, 1) )
-        return -EFAULT;
-
-    rc = ctx_new(d, pv, op.alloc_flags, NULL, &no);
-    if ( rc == -ENOMEM )
-        rc = reclaim(pv) ?: ctx_new(d, pv, op.alloc_flags, NULL, &no);
-    if ( rc )
-        return rc;
-
-    op.ctx_no = no;
-
-    return __copy_to_guest(arg, &op, 1) ? -EFAULT : 0;
+    return alloc_ctx(d, pv, op.alloc_flags, NULL,
+                     guest_handle_cast(arg, pv_iommu_alloc_t));
 }
 
 static int op_alloc_nested(struct domain *d, struct pv_iommu *pv,
                            XEN_GUEST_HANDLE_PARAM(void) arg)
 {
     struct pv_iommu_alloc_nested op;
-    unsigned int no;
     gfn_t desc;
     int rc;
 
@@ -198,22 +216,13 @@ static int op_alloc_nested(struct domain *d, struct pv_iommu *pv,
     if ( !nested_format(d, op.nested_flags) )
         return -EOPNOTSUPP;
 
-    op.ctx_no = 0;
-    if ( __copy_to_guest(arg, &op, 1) )
-        return -EFAULT;
-
     rc = nested_write_desc(d, op.desc_gfn, op.pgtable_gfn);
     if ( rc )
         return rc;
 
     desc = _gfn(op.desc_gfn);
-    rc = ctx_new(d, pv, 0, &desc, &no);
-    if ( rc )
-        return rc;
 
-    op.ctx_no = no;
-
-    return __copy_to_guest(arg, &op, 1) ? -EFAULT : 0;
+    return alloc_ctx(d, pv, 0, &desc, guest_handle_cast(arg, pv_iommu_alloc_t));
 }
 
 static int op_flush_nested(struct pv_iommu *pv, unsigned long ctx_flags,
@@ -284,19 +293,18 @@ static int pgsize_order(uint32_t pgsize)
     return ffs(pgsize) - 1 - PAGE_SHIFT;
 }
 
-static bool map_flags_ok(uint32_t flags)
+static bool flags_ok(bool map, uint32_t flags)
 {
-    return (flags & (IOMMU_MAP_readable | IOMMU_MAP_writeable)) &&
-           !(flags & ~(IOMMU_MAP_readable | IOMMU_MAP_writeable |
-                       IOMMU_MAP_cache | IOMMU_MAP_no_flush));
+    const uint32_t rw = IOMMU_MAP_readable | IOMMU_MAP_writeable;
+
+    if ( !map )
+        return !(flags & ~IOMMU_UNMAP_no_flush);
+
+    return (flags & rw) &&
+           !(flags & ~(rw | IOMMU_MAP_cache | IOMMU_MAP_no_flush));
 }
 
-static bool unmap_flags_ok(uint32_t flags)
-{
-    return !(flags & ~IOMMU_UNMAP_no_flush);
-}
-
-/* The context of a call that maps, unmaps or flushes, or an error. */
+/* Get a context that has tables of its own. */
 static struct pv_iommu_ctx *get_tables(struct pv_iommu *pv, unsigned int no)
 {
     struct pv_iommu_ctx *ctx = ctx_get(pv, no, false);
@@ -311,11 +319,34 @@ static struct pv_iommu_ctx *get_tables(struct pv_iommu *pv, unsigned int no)
     return ctx ?: ERR_PTR(nested ? -EOPNOTSUPP : -EINVAL);
 }
 
+/* Map or unmap what r describes, see map_runs() and unmap_runs(). */
+static int do_runs(struct pv_iommu *pv, unsigned int no, struct runs *r,
+                   uint32_t *flags, unsigned long unit, unsigned long *done)
+{
+    struct pv_iommu_ctx *ctx;
+    int rc;
+
+    if ( !flags_ok(r->map, *flags) )
+        return -EINVAL;
+
+    ctx = get_tables(pv, no);
+    if ( IS_ERR(ctx) )
+        return PTR_ERR(ctx);
+
+    rc = r->nr ? check_run(r) : 0;
+    if ( !rc )
+        rc = r->map ? map_runs(ctx, r, *flags, unit, done)
+                    : unmap_runs(ctx, r, flags, unit, done);
+
+    ctx_put(ctx);
+
+    return rc;
+}
+
 static int op_map(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
 {
     struct pv_iommu_map_pages op;
     struct runs r = { .map = true };
-    struct pv_iommu_ctx *ctx;
     unsigned long done = 0;
     int order, rc;
 
@@ -323,22 +354,14 @@ static int op_map(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
         return -EFAULT;
 
     order = pgsize_order(op.pgsize);
-    if ( order < 0 || !pad_ok(op.pad) || !map_flags_ok(op.map_flags) ||
+    if ( order < 0 || !pad_ok(op.pad) ||
          ((op.dfn | op.gfn) & ((1UL << order) - 1)) )
         return -EINVAL;
-
-    ctx = get_tables(pv, op.ctx_no);
-    if ( IS_ERR(ctx) )
-        return PTR_ERR(ctx);
 
     r.dfn = op.dfn;
     r.gfn = op.gfn;
     r.nr = (unsigned long)op.nr_pages << order;
-    rc = r.nr ? check_run(&r) : 0;
-    if ( !rc )
-        rc = map_runs(ctx, &r, op.map_flags, 1UL << order, &done);
-
-    ctx_put(ctx);
+    rc = do_runs(pv, op.ctx_no, &r, &op.map_flags, 1UL << order, &done);
 
     op.dfn += done;
     op.gfn += done;
@@ -352,7 +375,6 @@ static int op_unmap(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
 {
     struct pv_iommu_unmap_pages op;
     struct runs r = {};
-    struct pv_iommu_ctx *ctx;
     unsigned long done = 0;
     int order, rc;
 
@@ -360,21 +382,12 @@ static int op_unmap(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
         return -EFAULT;
 
     order = pgsize_order(op.pgsize);
-    if ( order < 0 || !pad_ok(op.pad) || !unmap_flags_ok(op.unmap_flags) ||
-         (op.dfn & ((1UL << order) - 1)) )
+    if ( order < 0 || !pad_ok(op.pad) || (op.dfn & ((1UL << order) - 1)) )
         return -EINVAL;
-
-    ctx = get_tables(pv, op.ctx_no);
-    if ( IS_ERR(ctx) )
-        return PTR_ERR(ctx);
 
     r.dfn = op.dfn;
     r.nr = (unsigned long)op.nr_pages << order;
-    rc = r.nr ? check_run(&r) : 0;
-    if ( !rc )
-        rc = unmap_runs(ctx, &r, &op.unmap_flags, 1UL << order, &done);
-
-    ctx_put(ctx);
+    rc = do_runs(pv, op.ctx_no, &r, &op.unmap_flags, 1UL << order, &done);
 
     op.dfn += done;
     op.nr_pages -= done >> order;
@@ -410,7 +423,7 @@ static int op_flush(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
     if ( IS_ERR(ctx) )
         return PTR_ERR(ctx);
 
-    /* What was deferred is flushed as a whole. */
+    /* If anything is deferred, all of the context is flushed. */
     if ( rc )
         /* nothing */;
     else if ( !r.nr || ACCESS_ONCE(ctx->def_tail) != ACCESS_ONCE(ctx->def_head) )
@@ -424,7 +437,7 @@ static int op_flush(struct pv_iommu *pv, XEN_GUEST_HANDLE_PARAM(void) arg)
     return rc;
 }
 
-/* Ops with their arguments in registers. Returns the number of frames done. */
+/* Calls with arguments in registers. Returns the number of frames done. */
 static long op_runs(struct pv_iommu *pv, unsigned int subop, unsigned long a1,
                     unsigned long a2, unsigned long a3, unsigned long a4)
 {
@@ -434,15 +447,12 @@ static long op_runs(struct pv_iommu *pv, unsigned int subop, unsigned long a1,
     bool list = cmd == IOMMU_map_runs || cmd == IOMMU_unmap_runs;
     uint32_t flags = a1 >> 32;
     unsigned long done = 0;
-    struct pv_iommu_ctx *ctx;
     int rc;
 
-    r.map = cmd == IOMMU_map_range || cmd == IOMMU_map_runs;
-    if ( ((uint32_t)a1 >> 16) ||
-         !(r.map ? map_flags_ok(flags) : unmap_flags_ok(flags)) ||
-         (list && a3 > IOMMU_MAX_RUNS) )
+    if ( ((uint32_t)a1 >> 16) || (list && a3 > IOMMU_MAX_RUNS) )
         return -EINVAL;
 
+    r.map = cmd == IOMMU_map_range || cmd == IOMMU_map_runs;
     if ( list )
     {
         r.list = a2;
@@ -454,28 +464,18 @@ static long op_runs(struct pv_iommu *pv, unsigned int subop, unsigned long a1,
         r.dfn = a2;
         r.nr = a3;
         r.gfn = a4;
-        rc = r.nr ? check_run(&r) : 0;
-        if ( rc )
-            return rc;
     }
 
-    ctx = get_tables(pv, a1 & 0xffff);
-    if ( IS_ERR(ctx) )
-        return PTR_ERR(ctx);
+    rc = do_runs(pv, a1 & 0xffff, &r, &flags, 1, &done);
 
-    rc = r.map ? map_runs(ctx, &r, flags, 1, &done)
-               : unmap_runs(ctx, &r, &flags, 1, &done);
-
-    ctx_put(ctx);
-
-    /* More frames than there are were to be left out. */
+    /* More frames to skip than there are. */
     if ( !rc && r.skip )
         rc = -EINVAL;
 
     a1 = (a1 & 0xffff) | ((unsigned long)flags << 32);
     if ( rc == -ERESTART && list )
     {
-        /* From now on an error has something done before it. */
+        /* From now on, return the progress in case of an error. */
         if ( done != a4 )
             subop |= OP_CONTINUED;
         return hypercall_create_continuation(__HYPERVISOR_iommu_op, "illll",
@@ -485,7 +485,7 @@ static long op_runs(struct pv_iommu *pv, unsigned int subop, unsigned long a1,
         return hypercall_create_continuation(__HYPERVISOR_iommu_op, "illll",
                                              subop, a1, a2, a3, a4);
 
-    /* An error is reported when nothing was done. The caller comes back. */
+    /* Without progress, return the error. Otherwise the next call will. */
     if ( rc && (!list || !(subop & OP_CONTINUED)) &&
          done == (list ? a4 : 0) )
         return rc;
@@ -519,7 +519,7 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
          cmd != IOMMU_map_runs && cmd != IOMMU_unmap_runs )
         return -EOPNOTSUPP;
 
-    /* Those that need no contexts. */
+    /* NULL before IOMMU_init. */
     pv = ACCESS_ONCE(dom_iommu(d)->pv);
     switch ( cmd )
     {
@@ -534,65 +534,48 @@ long do_iommu_op(unsigned int subop, unsigned long a1, unsigned long a2,
 
     case IOMMU_init:
         rc = op_init(d, subop & OP_CONTINUED, arg);
-        if ( rc == -ERESTART )
-            return hypercall_create_continuation(__HYPERVISOR_iommu_op, "il",
-                                                 cmd | OP_CONTINUED, a1);
-        return rc;
+        subop |= OP_CONTINUED;
+        break;
+
+    case IOMMU_alloc_context:
+        rc = pv ? op_alloc(d, pv, arg) : -EACCES;
+        break;
+
+    case IOMMU_alloc_nested:
+        rc = pv ? op_alloc_nested(d, pv, arg) : -EACCES;
+        break;
 
     case IOMMU_flush_nested:
         return pv ? op_flush_nested(pv, a1, a2, a3) : -EACCES;
 
-    case IOMMU_alloc_context:
-    case IOMMU_alloc_nested:
     case IOMMU_free_context:
+        rc = pv ? op_free(d, pv, arg) : -EACCES;
+        break;
+
     case IOMMU_reattach_device:
+        rc = pv ? op_reattach(d, pv, arg) : -EACCES;
+        break;
+
     case IOMMU_map_pages:
+        rc = pv ? op_map(pv, arg) : -EACCES;
+        break;
+
     case IOMMU_unmap_pages:
+        rc = pv ? op_unmap(pv, arg) : -EACCES;
+        break;
+
     case IOMMU_flush_pages:
+        rc = pv ? op_flush(pv, arg) : -EACCES;
+        break;
+
     case IOMMU_map_range:
     case IOMMU_unmap_range:
     case IOMMU_map_runs:
     case IOMMU_unmap_runs:
-        if ( !pv )
-            return -EACCES;
-        break;
+        return pv ? op_runs(pv, subop, a1, a2, a3, a4) : -EACCES;
 
     default:
         return -EOPNOTSUPP;
-    }
-
-    switch ( cmd )
-    {
-    case IOMMU_alloc_context:
-        rc = op_alloc(d, pv, arg);
-        break;
-
-    case IOMMU_alloc_nested:
-        rc = op_alloc_nested(d, pv, arg);
-        break;
-
-    case IOMMU_free_context:
-        rc = op_free(d, pv, arg);
-        break;
-
-    case IOMMU_reattach_device:
-        rc = op_reattach(d, pv, arg);
-        break;
-
-    case IOMMU_map_pages:
-        rc = op_map(pv, arg);
-        break;
-
-    case IOMMU_unmap_pages:
-        rc = op_unmap(pv, arg);
-        break;
-
-    case IOMMU_flush_pages:
-        rc = op_flush(pv, arg);
-        break;
-
-    default:
-        return op_runs(pv, subop, a1, a2, a3, a4);
     }
 
     if ( rc == -ERESTART )

@@ -3,44 +3,43 @@
  * PV-IOMMU: a domain manages I/O address spaces (contexts) for its devices.
  * See docs/designs/pv-iommu.md for the concept.
  *
- *   abi.c       what callers know of the hypercall
+ *   abi.c       build-time checks of the ABI
  *   ops.c       the hypercall: validation, copying, continuations; parameters
- *   domain.c    the life of a domain that has contexts
- *   map.c       runs of frames into a context, and out of it
- *   context.c   making, using and freeing contexts
+ *   domain.c    setting up and tearing down a domain's contexts
+ *   map.c       mapping and unmapping runs of frames
+ *   context.c   creating, looking up and freeing contexts
  *   device.c    which device is in which context
- *   nested.c    contexts whose table is the domain's own
- *   reserved.c  parts of the address space that are not for everything
- *   flush.c     flushes, and what waits for one
- *   frame.c     which frames a domain may map; references
- *   grant.c     frames of other domains, and the grants that they come from
+ *   nested.c    contexts whose page table is in the domain's memory
+ *   reserved.c  reserved regions and interrupt ranges
+ *   flush.c     IOTLB flushes, immediate and deferred
+ *   frame.c     permission to map a frame, and references to it
+ *   grant.c     frames of other domains, and the grants behind them
  *   table.c     page tables
- *   faults.c    reports of faults
+ *   faults.c    fault reports
  *
- * A file calls those below it only.
+ * A file only calls files below it.
  *
- * Life of a page table entry: zero (free) -> present -> dead -> zero. A dead
- * entry is not present for the hardware, but still names the frame. It is
- * turned into zero, and the frame is released, by whoever made it dead, or,
- * if its flush was deferred, by the next flush of all. Nothing can be mapped
- * over a dead entry. Hence no list of frames has to be kept, unmapping takes
- * no memory, and no lock is held across a flush.
+ * A page table entry goes from zero (free) to present, dead, and back to zero.
+ * A dead entry is not present for the hardware, but still holds the frame. The
+ * caller that made it dead flushes, clears it and releases the frame; if the
+ * flush is deferred, the next full flush of the context does. A dead entry
+ * cannot be overwritten. Therefore there is no list of frames, unmapping
+ * allocates nothing, and no lock is held across a flush.
  *
- * Life of a table: in use -> empty (linked, without entries, for the next
- * mapping) -> stale (taken out of the tree, at the start of a flush of all,
- * as hardware may have its address cached) -> back in the pool, after that
- * flush.
+ * A table without entries stays linked, as empty, for the next mapping. The
+ * hardware may have cached its address, so it is unlinked only at the start of
+ * a full flush (stale), and goes back to the pool after it.
  *
  * Lock order:
- *   pcidevs_lock()     which device is in which context, making and freeing of
+ *   pcidevs_lock()     which device is in which context; creating and freeing
  *                      contexts
  *   ctx->lock          the tables of a context, its ring and lists
  *   pv->lock           the pool, and the array of contexts
  *   pv->bucket[].lock  frames of other domains
- *   pv->nested_lock    which contexts are nested
- * P2M locks and hypercall copies are taken with none of the latter four
- * held, other than that the last two are taken inside of P2M locks. Grant
- * table locks, and types of pages, are taken with none of them all held.
+ *   pv->nested_lock    the list of nested contexts
+ * The last two may be taken with a P2M lock held, the others may not. Guest
+ * memory is not accessed with any of the last four held. Grant table locks and
+ * type references are not taken with any of the five held.
  */
 #ifndef PV_IOMMU_PRIVATE_H
 #define PV_IOMMU_PRIVATE_H
@@ -63,14 +62,22 @@
 
 #define NR_BUCKETS      64
 
-/* Contexts of a domain, from IOMMU_init on. */
+/* Unmapped frames of a domain that may wait for a flush. */
+#define MAX_DEFERRED    16384
+
+/* Empty tables to free with one flush. */
+#define MAX_TRIM        512
+
+/* The contexts of a domain; exists from IOMMU_init on. */
 struct pv_iommu {
     struct domain *d;
     unsigned int max_ctx;
-    /* While it's in the making: why all of it is given back, or 0. */
+    /* During IOMMU_init: the error that makes it undo everything, or 0. */
     int failed;
-    /* Flushes of IOTLBs, for the debug key. */
+    /* IOTLB flushes, for the debug key. */
     atomic_t nr_flushes;
+    /* Frames in the deferred ranges of all contexts. */
+    atomic_t nr_deferred;
 
     /* Protects all below. */
     spinlock_t lock;
@@ -91,16 +98,12 @@ struct pv_iommu {
     struct pv_iommu_ctx *ctx[]; /* [max_ctx + 1], [0] is unused */
 };
 
-/* The format of the host's IOMMUs; levels is 0 if there is none. */
+/* The format of the host's IOMMUs; levels is 0 if there are none. */
 extern struct pv_iommu_hw pv_hw;
 
-
 /*
- * Page table entries and tables
- *
- * A table knows its number of entries that are not zero, its level and the
- * first dfn that it covers.  Nobody else uses type_info of these pages: they
- * have no owner.
+ * The type_info of a table, which has no owner and thus no type, holds the
+ * number of its non-zero entries, its level, and the first dfn it covers.
  */
 
 #define META_USED_MASK  0x7ffUL
@@ -122,13 +125,13 @@ static inline unsigned int pt_index(unsigned long dfn, unsigned int level)
     return (dfn >> (PT_SHIFT * (level - 1))) & (PT_ENTRIES - 1);
 }
 
-/* Number of frames that an entry of the level covers. */
+/* Frames covered by an entry of this level. */
 static inline unsigned long span(unsigned int level)
 {
     return 1UL << (PT_SHIFT * (level - 1));
 }
 
-/* Frames from dfn to the end of its table of the lowest level. */
+/* Frames from dfn to the end of its level 1 table. */
 static inline unsigned long table_rest(unsigned long dfn)
 {
     return PT_ENTRIES - (dfn & (PT_ENTRIES - 1));
@@ -147,20 +150,17 @@ static inline mfn_t pte_mfn(uint64_t pte)
 /* table.c */
 void pool_put(struct pv_iommu_ctx *ctx, struct page_info *pg);
 void pool_put_list(struct pv_iommu_ctx *ctx, struct page_list_head *list);
-struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                            unsigned int level);
-void pt_get(struct pv_iommu_ctx *ctx, struct page_info *pg, unsigned int nr);
 void pt_put(struct pv_iommu_ctx *ctx, struct page_info *pg, unsigned int nr);
 int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
                unsigned int *level, bool alloc, struct page_info **ppg);
+int new_top(struct pv_iommu_ctx *ctx);
+void free_top(struct pv_iommu_ctx *ctx);
 void trim_empties(struct pv_iommu_ctx *ctx);
 int write_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
                   unsigned long nr, uint64_t flags, bool retry,
                   unsigned long *done);
 int kill_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
-                 unsigned long *done, bool *foreign);
-int check_entries(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                  unsigned long nr);
+                 bool whole, unsigned long *done, bool *foreign);
 
 /* grant.c */
 int foreign_get(struct pv_iommu *pv, mfn_t mfn, bool write);
@@ -169,7 +169,7 @@ int foreign_destroy(struct pv_iommu *pv);
 
 /* frame.c */
 
-/* Frames on their way into a context; references to them are held. */
+/* Contiguous frames to map, with references held. */
 struct piece {
     unsigned long dfn;
     mfn_t mfn;
@@ -177,29 +177,24 @@ struct piece {
     uint64_t pte;
 };
 
-/* The P2M entry that was looked up last; stays locked until xlat_end(). */
+/* The P2M entry looked up last. The caller holds the P2M lock for reading. */
 struct xlat {
     const struct pv_iommu_ctx *ctx;
-    struct domain *d;
-    bool locked;
-    /* The domain may read and write it. */
+    /* The access type permits writing. */
     bool writable;
-    /* Plain memory, all of it. */
-    bool plain;
-    unsigned long first, gfn, nr;
+    unsigned long gfn, nr;
     mfn_t mfn;
     p2m_type_t t;
 };
 
 long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
              mfn_t *mfn, uint64_t *pte);
-void xlat_end(struct xlat *x);
 unsigned int get_types(const struct pv_iommu_ctx *ctx, struct piece *piece,
                        unsigned int nr, int *rc);
 void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn, unsigned long nr,
                 uint64_t pte, bool typed);
 
-/* Frames of other domains, for put_now() once ctx->lock is dropped. */
+/* Frames of other domains, for put_now() to release without ctx->lock. */
 struct later {
     unsigned int nr;
     uint64_t pte[32];
@@ -212,6 +207,8 @@ void put_now(const struct pv_iommu_ctx *ctx, struct later *later);
 void flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
                  unsigned int flags);
 void flush_ctx(struct pv_iommu_ctx *ctx);
+unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                   unsigned long nr, bool all, struct later *later);
 bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr);
 int flush_deferred(struct pv_iommu_ctx *ctx, bool always);
 void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
@@ -266,24 +263,24 @@ int init_domain(struct domain *d, unsigned int max_ctx, unsigned long pages,
 
 /* map.c */
 
-/* What is to be mapped or unmapped: a run, and then those of a list. */
+/* What to map or unmap: a run, followed by the runs of a list. */
 struct runs {
     unsigned long dfn, gfn, nr;
     bool map;
 
-    /* Those that were copied in. */
+    /* Runs copied in. */
     struct pv_iommu_run *buf;
     unsigned int at, fill;
 
-    /* Those that were not, and where they are: see the public header. */
+    /* Where the remaining runs are (see the public header), and how many. */
     unsigned long list;
     unsigned int nr_list;
 
-    /* Frames to leave out: they have been done. */
+    /* Frames to skip, as previous calls have done them. */
     unsigned long skip;
 };
 
-/* Runs that are copied in at once. */
+/* Runs copied in at once. */
 #define RUNS_CHUNK      64
 
 int check_run(const struct runs *r);

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* PV-IOMMU: parts of the address space that are not for everything. */
+/* PV-IOMMU: reserved regions (RMRR, IVMD) and interrupt ranges. */
 
 #include <xen/init.h>
 #include <xen/iommu.h>
 
 #include "private.h"
 
-/* Regions that firmware wants devices to reach always, one for each device. */
+/* Regions that devices must always be able to reach, one entry per device. */
 static struct reserved {
     unsigned long first, nr;
     pci_sbdf_t sbdf;
-    /* Where the device is. For comparison only. */
+    /* The device's context. Only compared, never dereferenced. */
     const struct pv_iommu_ctx *ctx;
 } *__ro_after_init reserved;
 static unsigned int __ro_after_init nr_reserved;
@@ -44,9 +44,11 @@ int __init reserved_init(void)
 }
 
 /*
- * A context without reserved regions: returns how many frames from there on
- * are in one and mapped 1:1, as they may be whatever they are, or 0 with *nr
- * reduced to what is to be treated as usual, or an error.
+ * For a context created without reserved regions. If dfn is in one and mapped
+ * 1:1, returns how many frames may be mapped so, whatever they are. Otherwise
+ * returns 0 and reduces *nr so that the frames are all in or all outside of a
+ * region. If a device in the context needs the region, anything but 1:1 is an
+ * error.
  */
 long reserved_run(const struct pv_iommu_ctx *ctx, unsigned long dfn,
                   unsigned long gfn, unsigned long *nr)
@@ -86,7 +88,7 @@ bool is_msi_range(unsigned long dfn, unsigned long nr)
             dfn <= ht_end && last >= ht);
 }
 
-/* Map all reserved regions, which several devices may have the same of. */
+/* Map all reserved regions. Several devices may have the same one. */
 int map_reserved(struct pv_iommu_ctx *ctx)
 {
     unsigned int n;
@@ -105,7 +107,8 @@ int map_reserved(struct pv_iommu_ctx *ctx)
 
             spin_lock(&ctx->lock);
             rc = write_entries(ctx, dfn + i, _mfn(dfn + i), nr - i,
-                               pv_hw.read | pv_hw.write | pv_hw.sw_rsvd, true, &done);
+                               pv_hw.read | pv_hw.write | pv_hw.sw_rsvd, true,
+                               &done);
             spin_unlock(&ctx->lock);
 
             i += done;
@@ -119,7 +122,7 @@ int map_reserved(struct pv_iommu_ctx *ctx)
     return 0;
 }
 
-/* A device is in a context now. */
+/* A device has moved to a context. */
 void reserved_move(const struct pci_dev *pdev, const struct pv_iommu_ctx *ctx)
 {
     unsigned int i;

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * PV-IOMMU: the page tables of contexts, and the pool that they are made
- * from.
+ * PV-IOMMU: the page tables of contexts, and the pool of pages for them.
  */
 
 #include "private.h"
@@ -14,7 +13,8 @@ static unsigned long new_meta(unsigned long dfn, unsigned int level)
 
 static uint64_t leaf_pte(mfn_t mfn, unsigned int level, uint64_t flags)
 {
-    return mfn_to_maddr(mfn) | flags | pv_hw.leaf | (level > 1 ? pv_hw.super : 0);
+    return mfn_to_maddr(mfn) | flags | pv_hw.leaf |
+           (level > 1 ? pv_hw.super : 0);
 }
 
 static uint64_t table_pte(const struct page_info *pg, unsigned int level)
@@ -53,7 +53,7 @@ static struct page_info *pool_get(struct pv_iommu_ctx *ctx)
     return pg;
 }
 
-/* Pages in the pool are zero. */
+/* All entries must be zero. */
 void pool_put(struct pv_iommu_ctx *ctx, struct page_info *pg)
 {
     struct pv_iommu *pv = ctx->pv;
@@ -80,8 +80,8 @@ void pool_put_list(struct pv_iommu_ctx *ctx, struct page_list_head *list)
         pool_put(ctx, pg);
 }
 
-struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                            unsigned int level)
+static struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
+                                   unsigned int level)
 {
     struct page_info *pg = pool_get(ctx);
 
@@ -102,25 +102,36 @@ struct page_info *new_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
     return pg;
 }
 
-void pt_get(struct pv_iommu_ctx *ctx, struct page_info *pg, unsigned int nr)
+/*
+ * Depending on its number of levels, an IOMMU may start from this table. So it
+ * stays even if it is empty.
+ */
+static bool is_top(struct page_info *pg)
 {
-    if ( !pt_used(pg) && pg != ctx->root )
+    return META_LEVEL(*meta(pg)) >= pv_hw.min_levels && !META_DFN(*meta(pg));
+}
+
+static void pt_get(struct pv_iommu_ctx *ctx, struct page_info *pg,
+                   unsigned int nr)
+{
+    if ( !pt_used(pg) && !is_top(pg) )
         page_list_del(pg, &ctx->empties);
     *meta(pg) += nr;
-    ASSERT(pt_used(pg) <= PT_ENTRIES + 1);
+    ASSERT(pt_used(pg) <= PT_ENTRIES);
 }
 
 void pt_put(struct pv_iommu_ctx *ctx, struct page_info *pg, unsigned int nr)
 {
     ASSERT(pt_used(pg) >= nr);
     *meta(pg) -= nr;
-    if ( !pt_used(pg) && pg != ctx->root )
+    if ( !pt_used(pg) && !is_top(pg) )
         page_list_add_tail(pg, &ctx->empties);
 }
 
 /*
- * Find the table that holds the entry for dfn at level *level, or at a higher
- * one if the tree ends there with a leaf or, without alloc, with nothing.
+ * Find the table with the entry for dfn at level *level. If the walk ends
+ * above that, at a superpage or (without alloc) at an entry that is zero, find
+ * the table with this entry, and set *level.
  */
 int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
                unsigned int *level, bool alloc, struct page_info **ppg)
@@ -131,7 +142,7 @@ int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
     ASSERT(spin_is_locked(&ctx->lock));
     ASSERT(dfn <= pv_hw.max_dfn);
 
-    /* The table that was used last, which is often the one. */
+    /* Often it is the one that was used last. */
     if ( *level == 1 && ctx->last &&
          META_DFN(*meta(ctx->last)) == (dfn & ~(PT_ENTRIES - 1UL)) )
     {
@@ -156,7 +167,8 @@ int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
                 return -ENOMEM;
             }
 
-            page_list_add_tail(child, &ctx->empties);
+            if ( !is_top(child) )
+                page_list_add_tail(child, &ctx->empties);
 
             pte = table_pte(child, lvl - 1);
             write_pte(ptep, pte);
@@ -180,17 +192,52 @@ int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
     return 0;
 }
 
+/* Create the tables that IOMMUs start from. */
+int new_top(struct pv_iommu_ctx *ctx)
+{
+    unsigned int level = pv_hw.min_levels;
+    struct page_info *pg;
+    int rc = -ENOMEM;
+
+    spin_lock(&ctx->lock);
+    ctx->root = new_table(ctx, 0, pv_hw.levels);
+    if ( ctx->root )
+        rc = find_table(ctx, 0, &level, true, &pg);
+    spin_unlock(&ctx->lock);
+
+    return rc;
+}
+
+/* Free them, after all others. */
+void free_top(struct pv_iommu_ctx *ctx)
+{
+    struct page_info *pg = ctx->root;
+
+    while ( pg )
+    {
+        uint64_t *tbl = __map_domain_page(pg), pte = tbl[0];
+
+        tbl[0] = 0;
+        unmap_domain_page(tbl);
+        pool_put(ctx, pg);
+        ctx->nr_tables--;
+        pg = pte ? mfn_to_page(pte_mfn(pte)) : NULL;
+    }
+
+    ctx->root = NULL;
+}
+
 /*
- * Take all empty tables out of the tree. Hardware may have cached a table's
- * address, or (AMD) that it is there, with the entry above. A new table in
- * its place is seen after a flush of all only, hence this is done at the
- * start of one.
+ * Unlink empty tables, at the start of a full flush. Hardware may have cached
+ * the entries that refer to them, and would not see a new table before. What is
+ * beyond MAX_TRIM is left to the next flush, as this is not preemptible.
  */
 void trim_empties(struct pv_iommu_ctx *ctx)
 {
     struct page_info *pg, *parent;
+    unsigned int n;
 
-    while ( (pg = page_list_first(&ctx->empties)) )
+    for ( n = 0; n < MAX_TRIM && (pg = page_list_first(&ctx->empties)); n++ )
     {
         unsigned int level = META_LEVEL(*meta(pg)), up = level + 1;
         unsigned long dfn = META_DFN(*meta(pg));
@@ -222,7 +269,7 @@ void trim_empties(struct pv_iommu_ctx *ctx)
     }
 }
 
-/* Replace a superpage by a table. Cannot fail: there is a page for it. */
+/* Replace a superpage by a table, for which a page has been set aside. */
 static void split(struct pv_iommu_ctx *ctx, uint64_t *ptep, unsigned long dfn)
 {
     struct page_info *pg = page_list_remove_head(&ctx->spare);
@@ -246,8 +293,8 @@ static void split(struct pv_iommu_ctx *ctx, uint64_t *ptep, unsigned long dfn)
 }
 
 /*
- * Enter a superpage. 1: done, 0: there is no room for one, -EAGAIN: there
- * would be after a flush of all.
+ * Map a superpage. Returns 1 if it is done, 0 if it has to be small pages, or
+ * -EAGAIN if a full flush may make room.
  */
 static int write_super(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
                        uint64_t flags)
@@ -263,7 +310,7 @@ static int write_super(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
     tbl = __map_domain_page(pg);
     pte = tbl[idx];
 
-    /* The page is for the split, which must not fail. */
+    /* The spare page is for splitting it. */
     if ( !pte && (spare = pool_get(ctx)) )
     {
         page_list_add(spare, &ctx->spare);
@@ -282,8 +329,8 @@ static int write_super(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
 }
 
 /*
- * Write entries for nr frames. Returns -EAGAIN if a flush of all and what
- * follows it may help, which is not to be tried twice in a row (retry).
+ * Write entries for nr frames. Returns -EAGAIN if flush_deferred() may help,
+ * unless the caller has just tried that (retry).
  */
 int write_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
                   unsigned long nr, uint64_t flags, bool retry,
@@ -308,9 +355,10 @@ int write_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
             break;
         }
 
-        /* Frames of other domains are released one by one. */
+        /* Frames of other domains are only released one by one. */
         if ( (pv_hw.page_sizes & PAGE_SIZE_2M) && nr - i >= PT_ENTRIES &&
-             !((cur | mfn_x(m)) & (PT_ENTRIES - 1)) && !(flags & pv_hw.sw_grant) )
+             !((cur | mfn_x(m)) & (PT_ENTRIES - 1)) &&
+             !(flags & pv_hw.sw_grant) )
         {
             rc = write_super(ctx, cur, m, flags);
             if ( rc > 0 )
@@ -366,11 +414,12 @@ static always_inline int check_entry(uint64_t pte)
 }
 
 /*
- * Make the entries of nr frames dead. Sets *foreign when the flush must not be
- * deferred: other domains' frames are among them.
+ * Make the entries of nr frames dead. With whole, it is all of them in a table
+ * or none. Sets *foreign if other domains' frames are among them, as the flush
+ * of these must not be deferred.
  */
 int kill_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
-                 unsigned long *done, bool *foreign)
+                 bool whole, unsigned long *done, bool *foreign)
 {
     const uint64_t present = pv_hw.present, dead = pv_hw.sw_dead;
     uint64_t seen = 0;
@@ -397,7 +446,12 @@ int kill_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
         tbl = __map_domain_page(pg);
         idx = pt_index(dfn + i, level);
 
-        for ( n = 0; idx + n < PT_ENTRIES && i < nr; n++, i += span(level) )
+        if ( whole && level == 1 )
+            for ( n = 0; !rc && idx + n < PT_ENTRIES && i + n < nr; n++ )
+                rc = check_entry(tbl[idx + n]);
+
+        for ( n = 0; !rc && idx + n < PT_ENTRIES && i < nr;
+              n++, i += span(level) )
         {
             uint64_t pte = tbl[idx + n];
 
@@ -431,33 +485,6 @@ int kill_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
     if ( seen & pv_hw.sw_grant )
         *foreign = true;
     *done = i;
-
-    return rc;
-}
-
-/* Can all entries of a range within a table of the lowest level be killed? */
-int check_entries(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                  unsigned long nr)
-{
-    unsigned int level = 1, idx;
-    struct page_info *pg;
-    uint64_t *tbl;
-    int rc;
-
-    spin_lock(&ctx->lock);
-
-    rc = ctx->dying ? -EINVAL : find_table(ctx, dfn, &level, false, &pg);
-    if ( !rc )
-    {
-        tbl = __map_domain_page(pg);
-        idx = pt_index(dfn, level);
-        do {
-            rc = check_entry(tbl[idx]);
-        } while ( !rc && level == 1 && ++idx < PT_ENTRIES && --nr );
-        unmap_domain_page(tbl);
-    }
-
-    spin_unlock(&ctx->lock);
 
     return rc;
 }
