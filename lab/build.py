@@ -233,7 +233,7 @@ def elf_size(data):
 
 
 def image_of(path, name="xen-image"):
-    """A ready hypervisor binary, unpacked if it is compressed."""
+    """A ready hypervisor binary, unpacked if compressed."""
     image = OBJ / name
     write_if_changed(image, unpacked_image(path))
     return image

@@ -209,7 +209,7 @@ def xen():
 
 @one_at_a_time
 def xen_stock():
-    """Debian's hypervisor package, unpacked; returns its image."""
+    """Unpack Debian's hypervisor package, and return its image."""
     folder = BUILD / "src" / "xen-stock"
     if not folder.is_dir():
         debs = CACHE / "xen-stock"

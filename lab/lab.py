@@ -79,7 +79,7 @@ class Lab:
 
     @cached_property
     def stock_xen(self):
-        """One without our parts: Debian's."""
+        """Debian's hypervisor, without our parts."""
         return build.image_of(fetch.xen_stock(), "xen-stock")
 
     @cached_property

@@ -223,13 +223,13 @@ def bridge(dom0, **kw):
     return case
 
 
-# A second controller with a memory buffer. Linux lets peers through the root complex of AMD's newer CPUs only.
+# A second controller with a memory buffer. Linux permits peers behind the root complex only on AMD's newer CPUs.
 PEER = ("-drive if=none,id=peer,driver=null-co,size=16M,read-zeroes=on -device nvme,drive=peer,serial=peer,cmb_size_mb=16 "
         "-cpu {},family=23")
 
 
 def peer(dom0, iommu=IOMMU, **kw):
-    """A disk's controller reads and writes the memory of another device."""
+    """A disk's controller reads and writes another device's memory."""
     def case(lab):
         if dom0 != "bare":
             fits(dom0, iommu)
@@ -249,7 +249,7 @@ CASES = {
     f"peer-pvh-{IOMMU}": peer("pvh"),
 }
 
-# Only by name; native Linux shows what is to be expected.
+# Only by name or with T=all. Native Linux shows what to expect.
 EXTRA = {
     f"peer-bare-{IOMMU}": peer("bare"),
     f"peer-pv-{IOMMU}": peer("pv", **PV_ARGS),

@@ -37,7 +37,7 @@ def guests(mode, tests=SHORT, cycles=2, what="", qemu_args="", **kw):
 
 
 def kexec(mode):
-    """The kernel that dom0 has loaded gives the verdict."""
+    """dom0 does a kexec; the new kernel reports the verdict."""
     dom0, expect, args = MODES[mode]
 
     def case(lab):

@@ -928,7 +928,7 @@ static void test_page_exchanged(void)
 	want_eq(map(ctx, 0, one, 1, RD, SZ_4K, &done), 0);
 	want(exchange(&one, &out) < 0, "a mapped page was taken");
 	want_eq(current_pages(), pages);
-	/* The context's reference was in the way; Xen flushes to drop it. A PVH domain can never do it. */
+	/* Only the context's reference prevented it; Xen flushes to drop it. A PVH domain can never do it. */
 	want_eq(unmap(ctx, 0, 1, UNMAP_NO_FLUSH, SZ_4K, &done), 0);
 	want_eq(exchange(&one, &out), pv ? 0 : -EOPNOTSUPP);
 	if (pv && !case_failed) {

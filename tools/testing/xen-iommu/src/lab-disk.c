@@ -154,7 +154,7 @@ static int peer(const char *path, const char *p2pmem)
 	memset(there, 0xa5, len);
 	read_at(fd, there, len, 0);
 	if (memcmp(old, there, len)) {
-		fprintf(stderr, "lab-disk: what was read into the device's memory differs\n");
+		fprintf(stderr, "lab-disk: data read into the device's memory differs\n");
 		return 1;
 	}
 	fill_random(new, len);
@@ -163,7 +163,7 @@ static int peer(const char *path, const char *p2pmem)
 	read_at(fd, back, len, 0);
 	write_at(fd, old, len, 0);
 	if (memcmp(new, back, len)) {
-		fprintf(stderr, "lab-disk: what was written from the device's memory differs\n");
+		fprintf(stderr, "lab-disk: data written from the device's memory differs\n");
 		return 1;
 	}
 	printf("%zu bytes read into a device's memory, and written from it\n", len);

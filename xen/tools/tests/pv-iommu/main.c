@@ -1174,7 +1174,7 @@ static void run_stale(bool translated, int format)
     printf("ok - no stale tables, %s\n", format == FMT_VTD ? "VT-d" : "AMD-Vi");
 }
 
-/* A flush frees no more than so many tables, and in the end all are free. */
+/* A flush frees a limited number of tables, and in the end all are free. */
 static void run_trim(void)
 {
     const unsigned long nr = MAX_TRIM + MAX_TRIM / 4, at = 8;
@@ -1213,7 +1213,7 @@ static void run_trim(void)
     printf("ok - %lu empty tables are freed in parts\n", 2 * nr);
 }
 
-/* What a call does between two checks for preemption is bounded. */
+/* The work between two preemption checks is bounded. */
 static void run_long(bool translated)
 {
     const unsigned long dfn = 1, gfn = 2000, nr = 6000;
@@ -1247,7 +1247,7 @@ static void run_long(bool translated)
     printf("ok - long calls, %s\n", translated ? "PVH" : "PV");
 }
 
-/* However much is unmapped without a flush, what waits for one is bounded. */
+/* However much is unmapped without a flush, the number of frames that wait for one is bounded. */
 static void run_deferred(bool translated)
 {
     const unsigned long dfn = 0x4000, gfn = 2000, nr = 6000, rounds = 4;
@@ -1283,7 +1283,7 @@ static void run_deferred(bool translated)
     }
     assert(most > MAX_DEFERRED / 2);
 
-    /* Whoever needs a frame waits for no more than that. */
+    /* Releasing them all is therefore bounded, too. */
     pv_iommu_release_unmapped(&dom0);
     assert(!atomic_read(waits));
     for ( i = 0; i < nr; i++ )
@@ -1294,7 +1294,7 @@ static void run_deferred(bool translated)
            translated ? "PVH" : "PV");
 }
 
-/* The domain dies while another one's grant, or a toolstack, changes its P2M, or 'o' is pressed. */
+/* The domain dies while a grant or a toolstack changes its P2M, or 'o' is pressed. */
 
 static void destroy(void)
 {
