@@ -210,9 +210,9 @@ def xen():
 @one_at_a_time
 def xen_stock():
     """Unpack Debian's hypervisor package, and return its image."""
-    folder = BUILD / "src" / "xen-stock"
+    folder = BUILD / "src" / XEN_PACKAGE
     if not folder.is_dir():
-        debs = CACHE / "xen-stock"
+        debs = CACHE / XEN_PACKAGE
         if not debs.is_dir():
             apt_update()
             say(f"downloading {XEN_PACKAGE}")
