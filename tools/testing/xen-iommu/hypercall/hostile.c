@@ -111,9 +111,11 @@ static void end_guest(struct fuzz *f)
 
 static void begin_slot(struct fuzz *f, unsigned int i)
 {
+	if (slot[i].used)
+		return;
 	slot[i].gfn = FIRST_GFN + i;
-	if (slot[i].used || map_grant(guest, FIRST_REF + pick(f, REFS), &slot[i].gfn,
-				      pick(f, 4) ? 0 : GRANT_READONLY, &slot[i].handle))
+	if (map_grant(guest, FIRST_REF + pick(f, REFS), &slot[i].gfn,
+		      pick(f, 4) ? 0 : GRANT_READONLY, &slot[i].handle))
 		return;
 	slot[i].used = true;
 	foreign[i] = slot[i].gfn;
