@@ -1665,20 +1665,22 @@ static int nested_ballooned(struct edu_test *t)
 #endif
 }
 
-/* Returns garbage for an entry, which leads to no memory of ours but that page. */
+/*
+ * Returns garbage for an entry, which leads to no memory of ours but that page.
+ * It is not a superpage: that would have more of our memory in it.
+ */
 static u64 nested_nonsense(struct page *page)
 {
-	u64 value = get_random_u64();
+	u64 value = get_random_u64(), flags = value & 0xf7f;
 
 	switch (get_random_u32_below(4)) {
 	case 0:
-		value = nested_foreign[get_random_u32_below(ARRAY_SIZE(nested_foreign))] |
-			(value & 0xfff);
+		value = nested_foreign[get_random_u32_below(ARRAY_SIZE(nested_foreign))] | flags;
 		if (!in_p2m(value))
 			return value;
 		break;
 	case 1:
-		return page_to_phys(page) | (value & 0xfff);
+		return page_to_phys(page) | flags;
 	}
 	return value | BIT_ULL(45);	/* above all memory */
 }
