@@ -36,17 +36,6 @@ def guests(mode, tests=SHORT, cycles=2, what="", qemu_args="", **kw):
     return case
 
 
-def kexec(mode):
-    """dom0 does a kexec; the new kernel reports the verdict."""
-    dom0, expect, args = MODES[mode]
-
-    def case(lab):
-        fits(dom0, "vtd")
-        booted(lab, f"guests-{mode}-kexec", dom0=dom0, iommu="vtd", root="debian", expect=expect, dom0_args=args, cpus=1,
-               qemu_args=CPU.get(dom0, ""), run="exec /usr/lib/xen-iommu/guest-kexec")
-    return case
-
-
 def from_packages(dom0, tests=("groups", "boot-log", "guest-io")):
     """The kernel and hypervisor packages of make deb, with their modules, in the Debian dom0."""
     def case(lab):
@@ -86,7 +75,8 @@ EXTRA = {
     **{f"guests-pciback-{mode}": guests(mode, ("guest-pciback",), what="-pciback") for mode in MODES},
     **{f"guests-vfio-{mode}": guests(mode, ("guest-vfio",), what="-vfio", timeout=1200) for mode in MODES},
     # Xen has the hypercall for PV domains only.
-    **{f"guests-kexec-{mode}": kexec(mode) for mode in MODES if mode.startswith("pv-")},
+    **{f"guests-kexec-{mode}": guests(mode, what="-kexec", run="exec /usr/lib/xen-iommu/guest-kexec")
+       for mode in MODES if mode.startswith("pv-")},
     "deb-pvh": from_packages("pvh"),
     "deb-pv": from_packages("pv"),
 }
