@@ -167,7 +167,7 @@ def boot(b, show=False, shell=False):
             result, fault = boot_once(b, show, shell)
             if not result.code or not fault or shell or attempt == TRIES:
                 break
-            say(f"QEMU's emulation of SVM has failed ({fault}): booting again")
+            say(f"QEMU's emulation has failed ({fault}): booting again")
             shutil.copy(result.logs / "console.log", LOGS / f"{b.name}.emulator-{attempt}.log")
         return result
 
@@ -198,8 +198,7 @@ def boot_once(b, show, shell):
     code, reasons = judge.judge(console, channel, ended)
     if code and b.expect != "none" and (declined := re.search(r"xen-iommu: .*no PV-IOMMU.*", console)):
         reasons.insert(0, f"this Xen has no PV-IOMMU ({declined[0]})")
-    # A PV dom0 may have a PVH guest, but does not hang itself.
-    fault = judge.emulator_fault(console, ended if b.settings.dom0 == "pvh" else "") if b.xen else None
+    fault = judge.emulator_fault(console, ended) if b.xen else None
     return Result(code, reasons, logs, channel, console, time.monotonic() - began), fault
 
 
