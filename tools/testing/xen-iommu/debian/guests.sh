@@ -78,7 +78,7 @@ log() {
 }
 
 # guest NAME pv|pvh ADDRESS SCRIPT [DISK...]: create a guest; its NIC has the address 10.0.2.ADDRESS, its disks are xvda, xvdb, ...
-# MORE: an additional line for its configuration
+# MORE: additional lines for its configuration
 guest() {
 	name=$1 kind=$2 address=$3 script=$4
 	shift 4
