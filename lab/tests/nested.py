@@ -69,7 +69,7 @@ EXTRA = {f"nested-{name}": nested(case) for name, case in {
     "hotplug": devices.hotplug("pvh", "amd"),
     "slot": devices.slot("pvh", "amd", "nested-"),
     "vfio": vfio.nvme("pvh", "amd"),
-    "vfio-unplug": vfio.on_nvme("pvh", "amd", "vfio-unplug", env={"LAB_TESTS": "'vfio-unplug vfio-storm'"}),
+    "vfio-unplug": vfio.on_nvme("pvh", "amd", "vfio-unplug", **vfio.STORM),
     "vfio-limits": vfio.on_nvme("pvh", "amd", "vfio-limits", dom0_args="xen_iommu.contexts=24 xen_iommu.pool_order=9"),
     "vfio-fail": vfio.fail("pvh", "amd"),
     "vfio-selftests": vfio.selftests("pvh", "amd", vfio.SHORT),
