@@ -114,7 +114,7 @@ guest() {
 	# libxl gives backends 10 s, which can be too short under emulation.
 	until xl create "$folder/config" > "$GUESTS/output" 2>&1; do
 		tries=$((tries + 1))
-		if [ $tries = 3 ] || ! grep -q 'rc -9' "$GUESTS/output"; then
+		if [ $tries = 3 ] || ! grep -q 'rc -9\|because of timeout' "$GUESTS/output"; then
 			sed 's/^/    # /' "$GUESTS/output"
 			fail "guest $name ($kind) cannot be created"
 		fi
