@@ -55,7 +55,7 @@ def selftests(dom0, iommu, programs, args="", timeout=600):
     return case
 
 
-# With Xen's default for messages about guests: their rate is limited.
+# As by default, Xen limits the rate of messages about guests.
 STORM = {"env": {"LAB_TESTS": "'vfio-unplug vfio-storm'"}, "xen_args": "guest_loglvl=none/all"}
 
 
