@@ -8,7 +8,7 @@ HERE=/usr/lib/xen-iommu/debian
 GUESTS=/run/guests
 ECHO=10.0.2.100
 # Seconds that a guest may take under emulation, from its creation to its output.
-PATIENCE=1200
+PATIENCE=1800
 
 # guest_kind NUMBER: PV and PVH guests in turn, if dom0 can have both
 guest_kind() {
