@@ -58,6 +58,7 @@ EXTRA = {f"nested-{name}": nested(case) for name, case in {
                       env={"LAB_IOMMU": "none", "LAB_CAPS_SET": NESTED}),
     # Faults, quarantine, and contexts that are freed meanwhile; this QEMU reports faults.
     "faults": boots.faults("pvh"),
+    "hostile": xen.hostile("pvh", "amd", xen="debug"),
     # Options that turn it off.
     "off-xen": boot("off-xen", OFF, xen_args="pv-iommu=nested=off"),
     "off-linux": boot("off-linux", OFF, dom0_args="xen_iommu.nested=0"),

@@ -185,6 +185,7 @@ typedef struct { unsigned long m; } mfn_t;
 typedef struct { unsigned long d; } dfn_t;
 typedef struct { unsigned long g; } gfn_t;
 #define _gfn(n) ((gfn_t){ n })
+#define gfn_x(x) ((x).g)
 #define _mfn(x) ((mfn_t){ x })
 #define mfn_x(x) ((x).m)
 #define _dfn(x) ((dfn_t){ x })
@@ -298,7 +299,7 @@ static void free_domheap_page(struct page_info *pg)
     pg->heap = false;
     heap_used--;
 }
-#define __map_domain_page(pg) ({ assert((pg)->heap); (void *)(pg)->data; })
+#define __map_domain_page(pg) ({ assert((pg)->data); (void *)(pg)->data; })
 #define unmap_domain_page(p) ((void)(p))
 #define clear_domain_page(m) memset(mfn_to_page(m)->data, 0, PAGE_SIZE)
 static bool iommu_non_coherent = true;

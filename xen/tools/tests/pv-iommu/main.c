@@ -1326,6 +1326,84 @@ static void run_dying(void)
     printf("ok - the domain dies meanwhile\n");
 }
 
+/* Contexts whose tables are the domain's. */
+
+static unsigned int nested_flushes, nested_flags;
+
+static void flush_nested(const struct pv_iommu_ctx *ctx, dfn_t dfn,
+                         unsigned long nr, unsigned int flags)
+{
+    assert(ctx->nested);
+    nested_flushes++;
+    nested_flags = flags;
+}
+
+static uint64_t nested_desc(gfn_t table)
+{
+    return gfn_x(table) << PAGE_SHIFT | 1;
+}
+
+static void run_nested(void)
+{
+    const unsigned int all = PV_IOMMU_NESTED_host | PV_IOMMU_NESTED_tables;
+    static uint64_t desc[PAGE_SIZE / 8];
+    pv_iommu_init_t init = { NR_CTX, 8 };
+    pv_iommu_alloc_t alloc = {};
+    pv_iommu_alloc_nested_t op = {
+        .pgtable_gfn = 100, .desc_gfn = 101,
+        .nested_flags = IOMMU_NESTED_FMT_x86_64_4,
+    };
+    pv_iommu_reattach_device_t move = {};
+    pv_iommu_free_t op_free = {};
+    long allocs = xen_allocs;
+    unsigned int i;
+
+    set_up(true, FMT_AMD);
+    iommu_ops.pv_flush_nested = flush_nested;
+    iommu_ops.pv_nested_desc = nested_desc;
+    frame_table[101].data = desc;
+    assert(!call(IOMMU_init, &init) && !call(IOMMU_alloc_context, &alloc));
+    assert(call(IOMMU_alloc_nested, &op) == -EOPNOTSUPP);
+    pv_hw.nested[IOMMU_NESTED_FMT_x86_64_4].pgsize_mask = PAGE_SIZE_4K;
+    op.pgtable_gfn = 1500; /* read-only */
+    assert(call(IOMMU_alloc_nested, &op) == -EINVAL);
+    op.pgtable_gfn = 100;
+    assert(!call(IOMMU_alloc_nested, &op) && op.ctx_no != alloc.ctx_no);
+    assert(desc[0] == (100UL << PAGE_SHIFT | 1) && !desc[1]);
+
+    /* The P2M restricts devices, not references. */
+    assert(frame_table[100].count == 1 && frame_table[101].count == 1);
+    assert(call_regs(IOMMU_map_range,
+                     op.ctx_no | (unsigned long)IOMMU_MAP_readable << 32,
+                     0x10, 1, 100) == -EOPNOTSUPP);
+
+    for ( i = 0; i < 2; i++ )
+    {
+        move.ctx_no = op.ctx_no;
+        move.dev.devfn = dev[i].devfn;
+        assert(!call(IOMMU_reattach_device, &move));
+        assert(dev[i].in_hw[0] == dom0.iommu.pv->ctx[op.ctx_no]);
+    }
+    op_free.ctx_no = op.ctx_no;
+    assert(call(IOMMU_free_context, &op_free) == -EBUSY);
+
+    nested_flushes = 0;
+    pv_iommu_p2m_changed(&dom0);
+    assert(nested_flushes == 1 && nested_flags == all);
+
+    /* One device is removed, and the domain dies with the other. */
+    pcidevs_lock();
+    pv_iommu_forget_pdev(&dev[1]);
+    pcidevs_unlock();
+    nested_flushes = 0;
+    tear_down(allocs);
+    /* Before its tag is used again. */
+    assert(nested_flushes == 1 && nested_flags == all);
+    frame_table[101].data = NULL;
+
+    printf("ok - nested contexts\n");
+}
+
 /* Grants, case by case. */
 
 static void run_grants(bool translated, bool external)
@@ -1362,6 +1440,7 @@ int main(int argc, char **argv)
     run_stale(true, FMT_VTD);
     run_trim();
     run_dying();
+    run_nested();
     run_long(false);
     run_long(true);
     run_deferred(false);
