@@ -37,6 +37,10 @@ def selftests_root(lab):
     return root
 
 
+# As by default, Xen limits the rate of messages about guests, faults among them.
+LIMIT_RATE = "guest_loglvl=none/all"
+
+
 def selftests(dom0, iommu, programs, args="", timeout=600):
     """The kernel's own VFIO selftests, on an igb."""
     def case(lab):
@@ -47,6 +51,8 @@ def selftests(dom0, iommu, programs, args="", timeout=600):
         if (dom0, iommu, what) == ("pvh", "amd", "selftests"):
             memory, xen_args = machines.IGB_HUGE_MEMORY, machines.IGB_HUGE_XEN_ARGS
             dom0_args = machines.IGB_HUGE_LINUX_ARGS
+        if what == "driver":
+            xen_args += f" {LIMIT_RATE}"
         # One CPU: with two, QEMU 10.0 has hit an assertion in its TLB (iotlb_to_section) while a BAR moved.
         booted(lab, f"vfio-{what}-{dom0}-{iommu}", dom0=dom0, iommu=iommu, qemu=qemu, timeout=timeout, cpus=1,
                qemu_args=f"{machines.IGB} -m {memory}", xen_args=xen_args, dom0_args=dom0_args,
@@ -55,8 +61,7 @@ def selftests(dom0, iommu, programs, args="", timeout=600):
     return case
 
 
-# As by default, Xen limits the rate of messages about guests.
-STORM = {"env": {"LAB_TESTS": "'vfio-unplug vfio-storm'"}, "xen_args": "guest_loglvl=none/all"}
+STORM = {"env": {"LAB_TESTS": "'vfio-unplug vfio-storm'"}, "xen_args": LIMIT_RATE}
 
 
 def on_nvme(dom0, iommu, script, name=None, **kw):
