@@ -109,7 +109,7 @@ CASES = {
 
 # Long ones, and those that differ little from the above: they run only by name or with T=all.
 EXTRA = {
-    # It lacks the lab's patch for QEMU's SVM, and crashes occasionally.
+    # It lacks the lab's patches for QEMU's SVM, and crashes or hangs occasionally.
     **dict((stands_back("stand-back-stock-xen-pvh", xen="stock", dom0="pvh", iommu="vtd"),)),
     "stress-pvh-vtd": stress("pvh", "vtd"),
     "stress-pvh-vtd-strict": stress("pvh", "vtd", "-strict", dom0_args=STRICT),
