@@ -135,7 +135,8 @@ must() {
 
 # Seconds since boot.
 now() {
-	sed 's/\..*//' /proc/uptime
+	read -r uptime _ < /proc/uptime
+	echo "${uptime%%.*}"
 }
 
 exists() {
@@ -144,9 +145,11 @@ exists() {
 
 # wait_word NAME PATTERN: wait until a guest has printed such a line
 wait_word() {
-	deadline=$(($(now) + PATIENCE))
+	deadline=$(($(now) + PATIENCE)) looks=0
 	until log "$1" | grep -q "$2"; do
-		if [ "$(now)" -ge $deadline ] || ! exists "$1"; then
+		looks=$((looks + 1))
+		# Not each time: under emulation, xl takes longer than it sleeps here.
+		if [ "$(now)" -ge $deadline ] || { [ $((looks % 8)) = 0 ] && ! exists "$1"; }; then
 			# The line may have been its last.
 			if log "$1" | grep -q "$2"; then
 				break
