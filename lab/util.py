@@ -124,9 +124,11 @@ class Progress:
             say(f"  {self.what}: {self.text(now - self.began)}")
 
     def text(self, seconds):
-        """Without a total, or beyond it, there is no estimate."""
+        """Without a total, or beyond it, there is no estimate, nor from the first 2%, which other work precedes."""
         if not self.total or self.count > self.total:
             return f"{self.count:,} objects"
+        if self.count * 50 < self.total:
+            return f"{self.count:,} of {self.total:,} objects"
         left = seconds / self.count * (self.total - self.count)
         return f"{self.count:,} of {self.total:,} objects, about {left / 60:.0f} min left" if left >= 90 \
             else f"{self.count:,} of {self.total:,} objects, about {left:.0f} s left"

@@ -244,6 +244,9 @@ def foretold(lab):
         progress.line(line)
     if progress.count != 3 or progress.text(30) != "3 of 100 objects, about 16 min left":
         raise Fail(f"{progress.count}: {progress.text(30)}")
+    progress.total = 1000
+    if progress.text(30) != "3 of 1,000 objects":
+        raise Fail(progress.text(30))
     progress.total = 2
     if progress.text(30) != "3 objects":
         raise Fail(progress.text(30))
