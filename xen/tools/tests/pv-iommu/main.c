@@ -1394,6 +1394,7 @@ static void run_nested(void)
     /* One device is removed, and the domain dies with the other. */
     pcidevs_lock();
     pv_iommu_forget_pdev(&dev[1]);
+    memset(dev[1].in_hw, 0, sizeof(dev[1].in_hw));
     pcidevs_unlock();
     nested_flushes = 0;
     tear_down(allocs);
