@@ -1377,14 +1377,13 @@ static void run_nested(void)
                      op.ctx_no | (unsigned long)IOMMU_MAP_readable << 32,
                      0x10, 1, 100) == -EOPNOTSUPP);
 
+    move.ctx_no = op_free.ctx_no = op.ctx_no;
     for ( i = 0; i < 2; i++ )
     {
-        move.ctx_no = op.ctx_no;
         move.dev.devfn = dev[i].devfn;
         assert(!call(IOMMU_reattach_device, &move));
         assert(dev[i].in_hw[0] == dom0.iommu.pv->ctx[op.ctx_no]);
     }
-    op_free.ctx_no = op.ctx_no;
     assert(call(IOMMU_free_context, &op_free) == -EBUSY);
 
     nested_flushes = 0;
