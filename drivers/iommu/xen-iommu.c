@@ -18,8 +18,9 @@
  * Locking: xen_iommu.mutex protects contexts and devices, and
  * xen_iommu_domain.lock protects the tree of mappings. The locks do not nest.
  * Hypercalls are made without xen_iommu_domain.lock: users of the IOMMU API
- * never map, sync or unmap overlapping ranges concurrently, so each mapping
- * belongs to the caller that is working on its range.
+ * never map, sync or unmap overlapping ranges concurrently. Since sync and
+ * unmap first cut their range off from adjacent ones, each mapping in it
+ * belongs to the caller.
  */
 
 #define pr_fmt(fmt) "xen-iommu: " fmt
@@ -29,7 +30,6 @@
 #include <linux/generic_pt/iommu.h>
 #include <linux/init.h>
 #include <linux/interrupt.h>
-#include <linux/interval_tree.h>
 #include <linux/io.h>
 #include <linux/iommu.h>
 #include <linux/log2.h>
@@ -39,6 +39,7 @@
 #include <linux/mutex.h>
 #include <linux/pci.h>
 #include <linux/percpu.h>
+#include <linux/rbtree.h>
 #include <linux/seq_file.h>
 #include <linux/slab.h>
 #include <linux/spinlock.h>
@@ -69,6 +70,9 @@
 
 /* Maximum number of runs per hypercall: as many as fit into a page. */
 #define XEN_IOMMU_MAX_RUNS	(SZ_4K / sizeof(struct pv_iommu_run))
+
+/* Number of pieces in a mapping of several: it takes 512 bytes, then. */
+#define XEN_IOMMU_PIECES	29
 
 /* Number of freed contexts to keep for reuse if freeing one leaks memory. */
 #define XEN_IOMMU_MAX_SPARE	8
@@ -154,24 +158,42 @@ struct xen_iommu_domain {
 	void *desc;
 
 	spinlock_t lock;	/* the record of mappings */
-	struct rb_root_cached mappings;
+	struct rb_root mappings;
 	bool enforce_cache;
 };
 
 PT_IOMMU_CHECK_DOMAIN(struct xen_iommu_domain, pt.iommu, domain);
 
 /**
- * struct xen_iommu_mapping - a range that is contiguous in iova and phys
- * @it: first and last address, in bytes, inclusive
+ * struct xen_iommu_piece - a range that is contiguous in iova and phys
+ * @iova: first address, in bytes; the piece ends where the next one starts
  * @phys: physical address of the first byte
+ */
+struct xen_iommu_piece {
+	unsigned long iova;
+	phys_addr_t phys;
+};
+
+/**
+ * struct xen_iommu_mapping - a range that is contiguous in iova
+ * @node: entry in xen_iommu_domain.mappings
+ * @last: last address, in bytes, inclusive
  * @mapped: number of bytes, from the start, that the hypervisor has mapped
  * @flags: IOMMU_MAP_*
+ * @open: map_pages() may add to it, since it has not been synced
+ * @nr: number of pieces
+ * @max: number of pieces that there is room for
+ * @piece: the pieces, in order
  */
 struct xen_iommu_mapping {
-	struct interval_tree_node it;
-	phys_addr_t phys;
+	struct rb_node node;
+	unsigned long last;
 	unsigned long mapped;
 	u32 flags;
+	bool open;
+	u8 nr;
+	u8 max;
+	struct xen_iommu_piece piece[] __counted_by(max);
 };
 
 /**
@@ -211,14 +233,19 @@ static struct xen_iommu_domain *to_xen_domain(struct iommu_domain *domain)
 	return container_of(domain, struct xen_iommu_domain, domain);
 }
 
-static struct xen_iommu_mapping *to_mapping(struct interval_tree_node *it)
+static struct xen_iommu_mapping *to_mapping(struct rb_node *node)
 {
-	return it ? container_of(it, struct xen_iommu_mapping, it) : NULL;
+	return rb_entry_safe(node, struct xen_iommu_mapping, node);
+}
+
+static unsigned long xen_iommu_start(const struct xen_iommu_mapping *m)
+{
+	return m->piece[0].iova;
 }
 
 static unsigned long xen_iommu_size(const struct xen_iommu_mapping *m)
 {
-	return m->it.last - m->it.start + 1;
+	return m->last - xen_iommu_start(m) + 1;
 }
 
 /*
@@ -473,21 +500,21 @@ static int xen_iommu_flush_ctx(u16 ctx)
  */
 
 /*
- * Returns the number of page table pages that @m needs in addition to those of
- * its neighbours. Large pages count as if they were split, since they may be.
+ * Returns the number of page table pages that a range needs in addition to
+ * those of its neighbours. Large pages count as if they were split, since they
+ * may be.
  */
-static long xen_iommu_tables(const struct xen_iommu_mapping *m)
+static long xen_iommu_tables(const struct xen_iommu_mapping *prev,
+			     unsigned long iova, unsigned long last,
+			     const struct xen_iommu_mapping *next)
 {
-	struct rb_node *prev = rb_prev(&m->it.rb), *next = rb_next(&m->it.rb);
 	long tables = 0, nr;
 
 	for (unsigned int shift = 21; shift < 48; shift += 9) {
-		unsigned long first = m->it.start >> shift, last = m->it.last >> shift;
-
-		nr = last - first + 1;
-		if (prev && rb_entry(prev, typeof(*m), it.rb)->it.last >> shift == first)
+		nr = (last >> shift) - (iova >> shift) + 1;
+		if (prev && prev->last >> shift == iova >> shift)
 			nr--;
-		if (next && rb_entry(next, typeof(*m), it.rb)->it.start >> shift == last)
+		if (next && xen_iommu_start(next) >> shift == last >> shift)
 			nr--;
 		tables += max(nr, 0);
 	}
@@ -500,67 +527,110 @@ static bool xen_iommu_is_limited(const struct xen_iommu_domain *dom)
 	return dom->domain.type == IOMMU_DOMAIN_UNMANAGED && dom->xi->max_tables;
 }
 
+static bool xen_iommu_less(struct rb_node *a, const struct rb_node *b)
+{
+	return xen_iommu_start(rb_entry(a, struct xen_iommu_mapping, node)) <
+	       xen_iommu_start(rb_entry(b, struct xen_iommu_mapping, node));
+}
+
 static void xen_iommu_insert(struct xen_iommu_domain *dom,
 			     struct xen_iommu_mapping *m)
 {
 	lockdep_assert_held(&dom->lock);
-	interval_tree_insert(&m->it, &dom->mappings);
-	if (xen_iommu_is_limited(dom))
-		atomic_long_add(xen_iommu_tables(m), &dom->xi->tables);
+	rb_add(&m->node, &dom->mappings, xen_iommu_less);
 }
 
-static void xen_iommu_remove(struct xen_iommu_domain *dom,
-			     struct xen_iommu_mapping *m)
-{
-	lockdep_assert_held(&dom->lock);
-	if (xen_iommu_is_limited(dom))
-		atomic_long_sub(xen_iommu_tables(m), &dom->xi->tables);
-	interval_tree_remove(&m->it, &dom->mappings);
-}
-
+/* Returns the first mapping with an address in the range, or NULL. */
 static struct xen_iommu_mapping *xen_iommu_first(struct xen_iommu_domain *dom,
 						 unsigned long iova,
 						 unsigned long last)
 {
+	struct xen_iommu_mapping *m, *first = NULL;
+	struct rb_node *node = dom->mappings.rb_node;
+
 	lockdep_assert_held(&dom->lock);
-	return to_mapping(interval_tree_iter_first(&dom->mappings, iova, last));
+	while (node) {
+		m = to_mapping(node);
+		if (m->last < iova) {
+			node = node->rb_right;
+			continue;
+		}
+		first = m;
+		if (xen_iommu_start(m) <= iova)
+			break;
+		node = node->rb_left;
+	}
+	return first && xen_iommu_start(first) <= last ? first : NULL;
 }
 
 static struct xen_iommu_mapping *xen_iommu_next(struct xen_iommu_domain *dom,
 						struct xen_iommu_mapping *m,
 						unsigned long last)
 {
+	struct xen_iommu_mapping *next = to_mapping(rb_next(&m->node));
+
 	lockdep_assert_held(&dom->lock);
-	return to_mapping(interval_tree_iter_next(&m->it, m->it.start, last));
+	return next && xen_iommu_start(next) <= last ? next : NULL;
 }
 
-/* Removes the first @size bytes of a mapping, which must be larger. */
-static void xen_iommu_trim(struct xen_iommu_domain *dom,
-			   struct xen_iommu_mapping *m, unsigned long size)
+/* Returns the piece that contains @iova, which must be in the mapping. */
+static struct xen_iommu_piece *xen_iommu_piece(struct xen_iommu_mapping *m,
+					       unsigned long iova)
 {
-	xen_iommu_remove(dom, m);
-	m->it.start += size;
-	m->phys += size;
-	m->mapped -= min(size, m->mapped);
-	xen_iommu_insert(dom, m);
+	struct xen_iommu_piece *p = &m->piece[m->nr - 1];
+
+	while (p->iova > iova)
+		p--;
+	return p;
 }
 
-/* Splits a mapping at @iova. */
-static int xen_iommu_split(struct xen_iommu_domain *dom,
-			   struct xen_iommu_mapping *m, unsigned long iova)
+/* Makes @m start with the part of a piece from @iova on. */
+static void xen_iommu_set_pieces(struct xen_iommu_mapping *m,
+				 const struct xen_iommu_piece *p,
+				 unsigned int nr, unsigned long iova)
 {
-	unsigned long size = iova - m->it.start;
-	struct xen_iommu_mapping *front;
+	memmove(m->piece, p, nr * sizeof(*p));
+	m->piece[0].phys += iova - m->piece[0].iova;
+	m->piece[0].iova = iova;
+	m->nr = nr;
+}
 
-	front = kmalloc_obj(*front, GFP_ATOMIC);
-	if (!front)
+/*
+ * Sees to it that no mapping extends across @iova. Afterwards, the mapping in
+ * front of it does not grow. Returns 0 or -ENOMEM.
+ */
+static int xen_iommu_cut(struct xen_iommu_domain *dom, unsigned long iova)
+{
+	struct xen_iommu_mapping *m, *back;
+	struct xen_iommu_piece *p;
+	unsigned long size;
+	unsigned int nr;
+
+	m = iova ? xen_iommu_first(dom, iova - 1, iova - 1) : NULL;
+	if (!m)
+		return 0;
+
+	m->open = false;
+	if (m->last < iova)
+		return 0;
+
+	p = xen_iommu_piece(m, iova);
+	nr = m->nr - (p - m->piece);
+	back = kmalloc_flex(*back, piece, nr, GFP_ATOMIC);
+	if (!back)
 		return -ENOMEM;
 
-	*front = *m;
-	front->it.last = iova - 1;
-	front->mapped = min(size, m->mapped);
-	xen_iommu_trim(dom, m, size);
-	xen_iommu_insert(dom, front);
+	size = iova - xen_iommu_start(m);
+	back->last = m->last;
+	back->mapped = m->mapped - min(size, m->mapped);
+	back->flags = m->flags;
+	back->open = false;
+	back->max = nr;
+	m->last = iova - 1;
+	m->mapped = min(size, m->mapped);
+	m->nr -= nr - (p->iova < iova);
+	xen_iommu_set_pieces(back, p, nr, iova);
+	xen_iommu_insert(dom, back);
 	return 0;
 }
 
@@ -568,16 +638,28 @@ static int xen_iommu_split(struct xen_iommu_domain *dom,
 static void xen_iommu_erase(struct xen_iommu_domain *dom, unsigned long iova,
 			    unsigned long last)
 {
-	struct xen_iommu_mapping *m, *next;
+	struct xen_iommu_mapping *m, *prev, *next;
+	struct xen_iommu_piece *p;
+	unsigned long start, end;
 
-	for (m = xen_iommu_first(dom, iova, last); m; m = next) {
-		next = xen_iommu_next(dom, m, last);
-		if (m->it.last > last) {
-			xen_iommu_trim(dom, m, last + 1 - m->it.start);
+	for (m = xen_iommu_first(dom, iova, last);
+	     m && xen_iommu_start(m) <= last; m = next) {
+		prev = to_mapping(rb_prev(&m->node));
+		next = to_mapping(rb_next(&m->node));
+		start = xen_iommu_start(m);
+		end = min(m->last, last);
+		if (m->last > last) {
+			next = m;
+			p = xen_iommu_piece(m, last + 1);
+			xen_iommu_set_pieces(m, p, m->nr - (p - m->piece), last + 1);
+			m->mapped -= min(last + 1 - start, m->mapped);
 		} else {
-			xen_iommu_remove(dom, m);
+			rb_erase(&m->node, &dom->mappings);
 			kfree(m);
 		}
+		if (xen_iommu_is_limited(dom))
+			atomic_long_sub(xen_iommu_tables(prev, start, end, next),
+					&dom->xi->tables);
 	}
 }
 
@@ -586,59 +668,117 @@ static phys_addr_t xen_iommu_iova_to_phys(struct iommu_domain *domain,
 {
 	struct xen_iommu_domain *dom = to_xen_domain(domain);
 	struct xen_iommu_mapping *m;
+	struct xen_iommu_piece *p;
 
 	guard(spinlock_irqsave)(&dom->lock);
 	m = xen_iommu_first(dom, iova, iova);
-	return m ? m->phys + (iova - m->it.start) : 0;
+	if (!m)
+		return 0;
+	p = xen_iommu_piece(m, iova);
+	return p->phys + (iova - p->iova);
 }
 
 /*
  * Mapping
  */
 
+/*
+ * Records a piece: at the end of the mapping before it if that is open, or else
+ * in @new, which is NULL then. Returns 0, an error, or how many pieces @new must
+ * have room for.
+ */
+static int xen_iommu_record(struct xen_iommu_domain *dom, unsigned long iova,
+			    unsigned long last, phys_addr_t phys, u32 flags,
+			    struct xen_iommu_mapping **new)
+{
+	struct xen_iommu_mapping *prev, *next, *m = NULL;
+	unsigned int need = 0;
+	bool merge = false;
+	long tables;
+
+	guard(spinlock_irqsave)(&dom->lock);
+	if (dom->enforce_cache)
+		flags |= IOMMU_MAP_cache;
+
+	next = xen_iommu_first(dom, iova ? iova - 1 : 0, ULONG_MAX);
+	if (next && next->last < iova) {
+		m = next;
+		next = to_mapping(rb_next(&m->node));
+	}
+	if (next && xen_iommu_start(next) <= last)
+		return -EADDRINUSE;
+
+	if (m && m->open && m->flags == flags) {
+		const struct xen_iommu_piece *p = &m->piece[m->nr - 1];
+
+		merge = p->phys + (iova - p->iova) == phys;
+		if (!merge && m->nr == m->max)
+			need = XEN_IOMMU_PIECES;
+	} else {
+		need = 1;
+	}
+	if (need && !*new)
+		return need;
+
+	if (xen_iommu_is_limited(dom)) {
+		prev = m ?: to_mapping(next ? rb_prev(&next->node) :
+				       rb_last(&dom->mappings));
+		tables = xen_iommu_tables(prev, iova, last, next);
+		if (tables && atomic_long_add_return(tables, &dom->xi->tables) >
+			      dom->xi->max_tables) {
+			atomic_long_sub(tables, &dom->xi->tables);
+			return -ENOMEM;
+		}
+	}
+
+	if (need) {
+		m = *new;
+		*new = NULL;
+		m->mapped = 0;
+		m->flags = flags;
+		m->open = true;
+		m->nr = 0;
+	}
+	if (!merge)
+		m->piece[m->nr++] = (struct xen_iommu_piece) { iova, phys };
+	m->last = last;
+	if (need)
+		xen_iommu_insert(dom, m);
+	return 0;
+}
+
 static int xen_iommu_map_pages(struct iommu_domain *domain, unsigned long iova,
 			       phys_addr_t paddr, size_t pgsize, size_t pgcount,
 			       int prot, gfp_t gfp, size_t *mapped)
 {
 	struct xen_iommu_domain *dom = to_xen_domain(domain);
-	struct xen_iommu *xi = dom->xi;
 	size_t size = pgsize * pgcount;
 	unsigned long last = iova + size - 1;
-	struct xen_iommu_mapping *m;
+	struct xen_iommu_mapping *new = NULL;
+	u32 flags;
+	int ret;
 
 	if (!(prot & (IOMMU_READ | IOMMU_WRITE)))
 		return -EINVAL;
 	if (!size || last < iova || last > domain->geometry.aperture_end)
 		return -ERANGE;
 
-	m = kmalloc_obj(*m, gfp);
-	if (!m)
-		return -ENOMEM;
+	flags = (prot & IOMMU_READ ? IOMMU_MAP_readable : 0) |
+		(prot & IOMMU_WRITE ? IOMMU_MAP_writeable : 0);
+	if ((prot & IOMMU_CACHE) && (dom->xi->caps & IOMMUCAP_cache))
+		flags |= IOMMU_MAP_cache;
 
-	m->it.start = iova;
-	m->it.last = last;
-	m->phys = paddr;
-	m->mapped = 0;
-	m->flags = (prot & IOMMU_READ ? IOMMU_MAP_readable : 0) |
-		   (prot & IOMMU_WRITE ? IOMMU_MAP_writeable : 0);
-	if ((prot & IOMMU_CACHE) && (xi->caps & IOMMUCAP_cache))
-		m->flags |= IOMMU_MAP_cache;
-
-	scoped_guard(spinlock_irqsave, &dom->lock) {
-		if (dom->enforce_cache)
-			m->flags |= IOMMU_MAP_cache;
-		if (xen_iommu_first(dom, iova, last)) {
-			kfree(m);
-			return -EADDRINUSE;
-		}
-		xen_iommu_insert(dom, m);
-		if (xen_iommu_is_limited(dom) && xen_iommu_tables(m) &&
-		    atomic_long_read(&xi->tables) > xi->max_tables) {
-			xen_iommu_remove(dom, m);
-			kfree(m);
+	ret = xen_iommu_record(dom, iova, last, paddr, flags, &new);
+	if (ret > 0) {
+		new = kmalloc_flex(*new, piece, ret, gfp);
+		if (!new)
 			return -ENOMEM;
-		}
+		new->max = ret;
+		ret = xen_iommu_record(dom, iova, last, paddr, flags, &new);
+		kfree(new);
 	}
+	if (ret)
+		return ret;
 	*mapped = size;
 	return 0;
 }
@@ -720,25 +860,44 @@ static int xen_iommu_add_run(struct xen_iommu_batch *b,
 	return 0;
 }
 
-static int xen_iommu_add_mapping(struct xen_iommu_batch *b,
-				 struct xen_iommu_mapping *m)
+static int xen_iommu_add_piece(struct xen_iommu_batch *b,
+			       struct xen_iommu_mapping *m, unsigned long iova,
+			       unsigned long last, phys_addr_t phys)
 {
-	u64 dfn = (m->it.start + m->mapped) >> XEN_PAGE_SHIFT;
-	u64 pfn = (m->phys + m->mapped) >> XEN_PAGE_SHIFT;
-	u64 left = (xen_iommu_size(m) - m->mapped) >> XEN_PAGE_SHIFT;
+	u64 dfn = iova >> XEN_PAGE_SHIFT, pfn = phys >> XEN_PAGE_SHIFT;
+	u64 left = (last >> XEN_PAGE_SHIFT) - dfn + 1;
 	int ret = 0;
 
-	if (b->flags != m->flags)
-		ret = xen_iommu_issue(b);
-	b->flags = m->flags;
-	b->last = m->it.last;
-
 	if (xen_iommu_translated())
-		return left && !ret ? xen_iommu_add_run(b, m, dfn, pfn, left) : ret;
+		return xen_iommu_add_run(b, m, dfn, pfn, left);
 
 	/* In PV, contiguous pages are usually scattered in machine memory. */
 	for (; left && !ret; left--, dfn++, pfn++)
 		ret = xen_iommu_add_run(b, m, dfn, xen_iommu_pfn_to_gfn(pfn), 1);
+	return ret;
+}
+
+static int xen_iommu_add_mapping(struct xen_iommu_batch *b,
+				 struct xen_iommu_mapping *m)
+{
+	struct xen_iommu_piece *p, *end = m->piece + m->nr;
+	unsigned long iova = xen_iommu_start(m) + m->mapped, last;
+	int ret = 0;
+
+	if (m->mapped == xen_iommu_size(m))
+		return 0;
+
+	if (b->flags != m->flags)
+		ret = xen_iommu_issue(b);
+	b->flags = m->flags;
+	b->last = m->last;
+
+	for (p = xen_iommu_piece(m, iova); p < end && !ret; p++) {
+		last = p + 1 < end ? p[1].iova - 1 : m->last;
+		ret = xen_iommu_add_piece(b, m, iova, last,
+					  p->phys + (iova - p->iova));
+		iova = last + 1;
+	}
 	return ret;
 }
 
@@ -749,13 +908,16 @@ static int xen_iommu_iotlb_sync_map(struct iommu_domain *domain,
 	struct xen_iommu_batch batch = { .dom = dom, .run = &batch.one, .max = 1 };
 	unsigned long last = iova + size - 1;
 	struct xen_iommu_mapping *m;
-	int ret = 0;
+	int ret;
 
 	if (!size)
 		return 0;
 
-	scoped_guard(spinlock_irqsave, &dom->lock)
+	scoped_guard(spinlock_irqsave, &dom->lock) {
+		/* Adjacent pieces may be others' work. */
+		ret = xen_iommu_cut(dom, iova) ?: xen_iommu_cut(dom, last + 1);
 		m = xen_iommu_first(dom, iova, last);
+	}
 	while (m && !ret) {
 		ret = xen_iommu_add_mapping(&batch, m);
 		scoped_guard(spinlock_irqsave, &dom->lock)
@@ -788,16 +950,13 @@ static size_t xen_iommu_extent(struct xen_iommu_domain *dom, unsigned long iova,
 
 	guard(spinlock_irqsave)(&dom->lock);
 	*real = 0;
-	m = xen_iommu_first(dom, iova, last);
-	if (m && m->it.start < iova && xen_iommu_split(dom, m, iova))
+	if (xen_iommu_cut(dom, iova))
 		return 0;
 
-	while (m && m->it.start == iova + size) {
-		if (m->it.last > last) {
-			if (xen_iommu_split(dom, m, last + 1))
-				break;
-			m = xen_iommu_first(dom, iova + size, last);
-		}
+	m = xen_iommu_first(dom, iova, last);
+	while (m && xen_iommu_start(m) == iova + size) {
+		if (m->last > last && xen_iommu_cut(dom, last + 1))
+			break;
 		*real += m->mapped;
 		size += xen_iommu_size(m);
 		if (*real < size)
@@ -1445,8 +1604,8 @@ static void xen_iommu_domain_free(struct iommu_domain *domain)
 	struct xen_iommu_mapping *m, *next;
 	bool empty = !xen_iommu_has_devices(dom);
 
-	rbtree_postorder_for_each_entry_safe(m, next, &dom->mappings.rb_root, it.rb) {
-		if (xen_iommu_unmap_range(dom->xi, dom->ctx, 0, m->it.start,
+	rbtree_postorder_for_each_entry_safe(m, next, &dom->mappings, node) {
+		if (xen_iommu_unmap_range(dom->xi, dom->ctx, 0, xen_iommu_start(m),
 					  m->mapped) < m->mapped)
 			empty = false;
 	}
@@ -1502,7 +1661,7 @@ xen_iommu_domain_alloc_paging_flags(struct device *dev, u32 flags,
 		return ERR_PTR(-ENOMEM);
 
 	dom->xi = xi;
-	dom->mappings = RB_ROOT_CACHED;
+	dom->mappings = RB_ROOT;
 	spin_lock_init(&dom->lock);
 	/* The core sets the type of its own domains; iommufd does not. */
 	dom->domain.type = IOMMU_DOMAIN_UNMANAGED;

@@ -229,8 +229,8 @@ do {									\
 	no_printk(fmt, ##__VA_ARGS__);					\
 } while (0)
 
-#undef kmalloc_obj
 #undef kmalloc_array
+#undef kmalloc_flex
 #undef kzalloc_obj
 #undef kcalloc
 #undef get_zeroed_page
@@ -254,12 +254,12 @@ do {									\
 #undef __init
 #undef pr_fmt
 
-#define kmalloc_obj(p, ...) \
-	((typeof(p) *)xt_kmalloc(sizeof(p), default_gfp(__VA_ARGS__)))
 #define kzalloc_obj(p, ...) \
 	((typeof(p) *)xt_kmalloc(sizeof(p), default_gfp(__VA_ARGS__) | __GFP_ZERO))
 #define kmalloc_array(n, size, gfp)	xt_kmalloc(array_size(n, size), gfp)
 #define kcalloc(n, size, gfp)	xt_kmalloc(array_size(n, size), (gfp) | __GFP_ZERO)
+#define kmalloc_flex(p, member, n, gfp) \
+	((typeof(p) *)xt_kmalloc(struct_size_t(typeof(p), member, n), gfp))
 #define kfree(p)		xt_kfree(p)
 #define get_zeroed_page(gfp)	xt_get_page(gfp)
 #define iommu_alloc_resv_region	xt_alloc_resv_region

@@ -612,6 +612,11 @@ static void map_takes_little_memory(struct kunit *test)
 	EXPECT_EQ(xt_nr_frames(xt), nr);
 	EXPECT_EQ(xt_unmap(xt, 0, nr), nr);
 	EXPECT_EQ(atomic64_read(&xt_env.bytes), before);
+
+	EXPECT_EQ(xt_map_pieces(xt, 0, 0, 64), 0);
+	EXPECT_LE(atomic64_read(&xt_env.bytes) - before, 2048);
+	EXPECT_EQ(xt_unmap(xt, 0, 64), 64);
+	EXPECT_EQ(atomic64_read(&xt_env.bytes), before);
 }
 
 static void map_passes_on_permissions(struct kunit *test)
@@ -1599,7 +1604,8 @@ static void xt_run_workers(struct xt *xt, int (*fn)(void *data))
 		/* Three in one domain, and one in another. */
 		w[i].xt.domain = xt->dom[i / 3];
 		w[i].dev = i;
-		w[i].page = i * 1024;
+		/* Workers' ranges are adjacent. */
+		w[i].page = i * 48;
 		init_completion(&w[i].done);
 		w[i].task = kthread_run(fn, &w[i], "xen-iommu-%u", i);
 		EXPECT(!IS_ERR(w[i].task));
