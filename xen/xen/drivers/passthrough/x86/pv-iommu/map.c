@@ -189,6 +189,7 @@ static int put_pieces(struct pv_iommu_ctx *ctx, struct piece *piece,
                       unsigned int nr, uint64_t flags, unsigned long *done)
 {
     struct piece *end = piece + nr;
+    struct writer w = {};
     bool retry = false;
     int rc = 0;
 
@@ -198,7 +199,7 @@ static int put_pieces(struct pv_iommu_ctx *ctx, struct piece *piece,
     {
         unsigned long got;
 
-        rc = write_entries(ctx, piece->dfn, piece->mfn, piece->nr,
+        rc = write_entries(ctx, &w, piece->dfn, piece->mfn, piece->nr,
                            flags | piece->pte, retry, &got);
         *done += got;
         piece->dfn += got;
@@ -215,6 +216,7 @@ static int put_pieces(struct pv_iommu_ctx *ctx, struct piece *piece,
         if ( (rc != -EAGAIN && rc != -ENOMEM) || retry )
             break;
 
+        writer_end(ctx, &w);
         spin_unlock(&ctx->lock);
         retry = true;
         if ( flush_deferred(ctx, true) ||
@@ -227,6 +229,7 @@ static int put_pieces(struct pv_iommu_ctx *ctx, struct piece *piece,
             break;
     }
 
+    writer_end(ctx, &w);
     spin_unlock(&ctx->lock);
 
     for ( ; piece < end; piece++ )

@@ -156,9 +156,19 @@ int find_table(struct pv_iommu_ctx *ctx, unsigned long dfn,
 int new_top(struct pv_iommu_ctx *ctx);
 void free_top(struct pv_iommu_ctx *ctx);
 void trim_empties(struct pv_iommu_ctx *ctx);
-int write_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
-                  unsigned long nr, uint64_t flags, bool retry,
-                  unsigned long *done);
+
+/* A table that is written to: nr entries, up to dfn, so far. */
+struct writer {
+    struct page_info *pg;
+    uint64_t *tbl;
+    unsigned int level, nr;
+    unsigned long dfn;
+};
+
+int write_entries(struct pv_iommu_ctx *ctx, struct writer *w,
+                  unsigned long dfn, mfn_t mfn, unsigned long nr,
+                  uint64_t flags, bool retry, unsigned long *done);
+void writer_end(struct pv_iommu_ctx *ctx, struct writer *w);
 int kill_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
                  bool whole, unsigned long *done, bool *foreign);
 

@@ -102,13 +102,15 @@ int map_reserved(struct pv_iommu_ctx *ctx)
 
         while ( i < nr )
         {
+            struct writer w = {};
             unsigned long done;
             int rc;
 
             spin_lock(&ctx->lock);
-            rc = write_entries(ctx, dfn + i, _mfn(dfn + i), nr - i,
+            rc = write_entries(ctx, &w, dfn + i, _mfn(dfn + i), nr - i,
                                pv_hw.read | pv_hw.write | pv_hw.sw_rsvd, true,
                                &done);
+            writer_end(ctx, &w);
             spin_unlock(&ctx->lock);
 
             i += done;

@@ -328,13 +328,46 @@ static int write_super(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
     return rc;
 }
 
+/* Write entries to a table from dfn on. */
+static int writer_start(struct pv_iommu_ctx *ctx, struct writer *w,
+                        unsigned long dfn)
+{
+    int rc;
+
+    writer_end(ctx, w);
+    w->level = 1;
+    w->dfn = dfn;
+    rc = find_table(ctx, dfn, &w->level, true, &w->pg);
+    if ( !rc )
+        w->tbl = __map_domain_page(w->pg);
+
+    return rc;
+}
+
+void writer_end(struct pv_iommu_ctx *ctx, struct writer *w)
+{
+    if ( !w->tbl )
+        return;
+
+    if ( w->nr )
+    {
+        iommu_sync_cache(&w->tbl[pt_index(w->dfn - w->nr, 1)],
+                         w->nr * sizeof(*w->tbl));
+        pt_get(ctx, w->pg, w->nr);
+    }
+    unmap_domain_page(w->tbl);
+    w->tbl = NULL;
+    w->nr = 0;
+}
+
 /*
- * Write entries for nr frames. Returns -EAGAIN if flush_deferred() may help,
- * unless the caller has just tried that (retry).
+ * Write entries for nr frames. The caller must call writer_end() before it
+ * unlocks ctx->lock. Returns -EAGAIN if flush_deferred() may help, unless the
+ * caller has just tried that (retry).
  */
-int write_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
-                  unsigned long nr, uint64_t flags, bool retry,
-                  unsigned long *done)
+int write_entries(struct pv_iommu_ctx *ctx, struct writer *w,
+                  unsigned long dfn, mfn_t mfn, unsigned long nr,
+                  uint64_t flags, bool retry, unsigned long *done)
 {
     unsigned long i = 0;
     int rc = 0;
@@ -345,9 +378,8 @@ int write_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
     {
         unsigned long cur = dfn + i;
         mfn_t m = mfn_add(mfn, i);
-        unsigned int level = 1, idx, n = 0, max;
-        struct page_info *pg;
-        uint64_t *tbl, pte;
+        unsigned int idx, n = 0, max;
+        uint64_t *ptep, pte;
 
         if ( ctx->dying )
         {
@@ -371,27 +403,26 @@ int write_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, mfn_t mfn,
                 break;
         }
 
-        rc = find_table(ctx, cur, &level, true, &pg);
-        if ( rc )
-            break;
-
-        tbl = __map_domain_page(pg);
-        idx = pt_index(cur, level);
-        max = level > 1 ? 0 : min(nr - i, PT_ENTRIES - idx + 0UL);
-        pte = leaf_pte(m, 1, flags);
-
-        for ( ; n < max && !tbl[idx + n]; n++, pte += PAGE_SIZE )
-            write_pte(&tbl[idx + n], pte);
-
-        if ( n )
+        /* Often it is the table that was written to last. */
+        if ( !w->tbl || w->dfn != cur || !pt_index(cur, 1) )
         {
-            iommu_sync_cache(&tbl[idx], n * sizeof(*tbl));
-            pt_get(ctx, pg, n);
-            i += n;
+            rc = writer_start(ctx, w, cur);
+            if ( rc )
+                break;
         }
 
-        pte = idx + n < PT_ENTRIES ? tbl[idx + n] : 0;
-        unmap_domain_page(tbl);
+        idx = pt_index(cur, w->level);
+        max = w->level > 1 ? 0 : min(nr - i, PT_ENTRIES - idx + 0UL);
+        ptep = &w->tbl[idx];
+        pte = leaf_pte(m, 1, flags);
+
+        for ( ; n < max && !ptep[n]; n++, pte += PAGE_SIZE )
+            write_pte(&ptep[n], pte);
+
+        w->dfn += n;
+        w->nr += n;
+        i += n;
+        pte = idx + n < PT_ENTRIES ? ptep[n] : 0;
 
         if ( i < nr && pte )
         {
