@@ -154,7 +154,11 @@ wait_word() {
 			if log "$1" | grep -q "$2"; then
 				break
 			fi
-			log "$1" | tail -n 15 | sed "s/^/    # $1: /"
+			# Another guest may be what it waits for.
+			for console in /var/log/xen/console/guest-*.log; do
+				name=${console##*/guest-} name=${name%.log}
+				log "$name" | tail -n 15 | sed "s/^/    # $name: /"
+			done
 			exists "$1" || fail "guest $1 is gone without printing: $2"
 			fail "guest $1 has not printed in $PATIENCE s: $2"
 		fi
