@@ -59,7 +59,7 @@ def translated(iommu, name="", args=""):
 
 
 def large(dom0, mode, **kw):
-    """Large and many mappings, strict or lazy, with the core's check that no page in use is freed."""
+    """Large and many mappings, strict or lazy."""
     return works(dom0, "vtd", f"-large-{mode}", expect="translated", env={"LAB_TESTS": "'groups edu-dma edu-large'"},
                  dom0_args=f"iommu.passthrough=0 {STRICT if mode == 'strict' else LAZY}", **kw)
 
