@@ -71,7 +71,7 @@
 /* Maximum number of runs per hypercall: as many as fit into a page. */
 #define XEN_IOMMU_MAX_RUNS	(SZ_4K / sizeof(struct pv_iommu_run))
 
-/* Number of pieces in a mapping of several: it takes 512 bytes, then. */
+/* Number of pieces in a mapping of several, which then takes 512 bytes. */
 #define XEN_IOMMU_PIECES	29
 
 /* Number of freed contexts to keep for reuse if freeing one leaks memory. */
@@ -584,27 +584,29 @@ static struct xen_iommu_piece *xen_iommu_piece(struct xen_iommu_mapping *m,
 	return p;
 }
 
-/* Makes @m start with the part of a piece from @iova on. */
-static void xen_iommu_set_pieces(struct xen_iommu_mapping *m,
-				 const struct xen_iommu_piece *p,
-				 unsigned int nr, unsigned long iova)
+/* Makes @to, which may be @from, the part of @from that starts at @iova. */
+static void xen_iommu_copy_tail(struct xen_iommu_mapping *to,
+				struct xen_iommu_mapping *from,
+				unsigned long iova)
 {
-	memmove(m->piece, p, nr * sizeof(*p));
-	m->piece[0].phys += iova - m->piece[0].iova;
-	m->piece[0].iova = iova;
-	m->nr = nr;
+	const struct xen_iommu_piece *p = xen_iommu_piece(from, iova);
+	unsigned long size = iova - xen_iommu_start(from);
+
+	to->last = from->last;
+	to->mapped = from->mapped - min(size, from->mapped);
+	to->nr = from->nr - (p - from->piece);
+	memmove(to->piece, p, to->nr * sizeof(*p));
+	to->piece[0].phys += iova - to->piece[0].iova;
+	to->piece[0].iova = iova;
 }
 
 /*
- * Sees to it that no mapping extends across @iova. Afterwards, the mapping in
- * front of it does not grow. Returns 0 or -ENOMEM.
+ * Splits a mapping that extends across @iova. The mapping in front of @iova does
+ * not grow any more. Returns 0 or -ENOMEM.
  */
 static int xen_iommu_cut(struct xen_iommu_domain *dom, unsigned long iova)
 {
 	struct xen_iommu_mapping *m, *back;
-	struct xen_iommu_piece *p;
-	unsigned long size;
-	unsigned int nr;
 
 	m = iova ? xen_iommu_first(dom, iova - 1, iova - 1) : NULL;
 	if (!m)
@@ -614,22 +616,17 @@ static int xen_iommu_cut(struct xen_iommu_domain *dom, unsigned long iova)
 	if (m->last < iova)
 		return 0;
 
-	p = xen_iommu_piece(m, iova);
-	nr = m->nr - (p - m->piece);
-	back = kmalloc_flex(*back, piece, nr, GFP_ATOMIC);
+	back = kmalloc_flex(*back, piece, m->nr, GFP_ATOMIC);
 	if (!back)
 		return -ENOMEM;
 
-	size = iova - xen_iommu_start(m);
-	back->last = m->last;
-	back->mapped = m->mapped - min(size, m->mapped);
 	back->flags = m->flags;
 	back->open = false;
-	back->max = nr;
+	back->max = m->nr;
+	xen_iommu_copy_tail(back, m, iova);
 	m->last = iova - 1;
-	m->mapped = min(size, m->mapped);
-	m->nr -= nr - (p->iova < iova);
-	xen_iommu_set_pieces(back, p, nr, iova);
+	m->mapped = min(xen_iommu_size(m), m->mapped);
+	m->nr = xen_iommu_piece(m, m->last) - m->piece + 1;
 	xen_iommu_insert(dom, back);
 	return 0;
 }
@@ -639,7 +636,6 @@ static void xen_iommu_erase(struct xen_iommu_domain *dom, unsigned long iova,
 			    unsigned long last)
 {
 	struct xen_iommu_mapping *m, *prev, *next;
-	struct xen_iommu_piece *p;
 	unsigned long start, end;
 
 	for (m = xen_iommu_first(dom, iova, last);
@@ -650,9 +646,7 @@ static void xen_iommu_erase(struct xen_iommu_domain *dom, unsigned long iova,
 		end = min(m->last, last);
 		if (m->last > last) {
 			next = m;
-			p = xen_iommu_piece(m, last + 1);
-			xen_iommu_set_pieces(m, p, m->nr - (p - m->piece), last + 1);
-			m->mapped -= min(last + 1 - start, m->mapped);
+			xen_iommu_copy_tail(m, m, last + 1);
 		} else {
 			rb_erase(&m->node, &dom->mappings);
 			kfree(m);
@@ -683,9 +677,9 @@ static phys_addr_t xen_iommu_iova_to_phys(struct iommu_domain *domain,
  */
 
 /*
- * Records a piece: at the end of the mapping before it if that is open, or else
- * in @new, which is NULL then. Returns 0, an error, or how many pieces @new must
- * have room for.
+ * Records a piece: at the end of the mapping in front of it if that is open,
+ * else in @new, which it takes and sets to NULL. Returns 0, an error, or the
+ * number of pieces that the caller must allocate @new for.
  */
 static int xen_iommu_record(struct xen_iommu_domain *dom, unsigned long iova,
 			    unsigned long last, phys_addr_t phys, u32 flags,
