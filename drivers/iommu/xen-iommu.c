@@ -1301,26 +1301,6 @@ static bool xen_iommu_has_devices(struct xen_iommu_domain *dom)
  * Reserved regions
  */
 
-static int xen_iommu_rdm_op(struct pci_dev *pdev,
-			    struct xen_reserved_device_memory *buf,
-			    unsigned int *nr)
-{
-	struct xen_reserved_device_memory_map map = { .nr_entries = *nr };
-	int ret;
-
-	if (pdev) {
-		map.dev.pci.seg = pci_domain_nr(pdev->bus);
-		map.dev.pci.bus = pdev->bus->number;
-		map.dev.pci.devfn = pdev->devfn;
-	} else {
-		map.flags = XENMEM_RDM_ALL;
-	}
-	set_xen_guest_handle(map.buffer, buf);
-	ret = xen_iommu_memory_op(XENMEM_reserved_device_memory_map, &map);
-	*nr = map.nr_entries;
-	return ret;
-}
-
 static void xen_iommu_add_region(struct list_head *head, phys_addr_t start,
 				 size_t size, int prot,
 				 enum iommu_resv_type type)
@@ -1344,22 +1324,33 @@ static void xen_iommu_add_region(struct list_head *head, phys_addr_t start,
 static int xen_iommu_get_rdm(struct pci_dev *pdev, enum iommu_resv_type type,
 			     struct list_head *head)
 {
+	struct xen_reserved_device_memory_map map = {};
 	struct xen_reserved_device_memory *buf;
-	unsigned int nr = 0, max;
+	unsigned int max;
 	int ret;
 
-	ret = xen_iommu_rdm_op(pdev, NULL, &nr);
+	if (pdev) {
+		map.dev.pci.seg = pci_domain_nr(pdev->bus);
+		map.dev.pci.bus = pdev->bus->number;
+		map.dev.pci.devfn = pdev->devfn;
+	} else {
+		map.flags = XENMEM_RDM_ALL;
+	}
+
+	/* Without a buffer, this returns the number of regions. */
+	ret = xen_iommu_memory_op(XENMEM_reserved_device_memory_map, &map);
 	if (ret != -ENOBUFS)
 		return ret;
 
-	max = nr;
+	max = map.nr_entries;
 	buf = kcalloc(max, sizeof(*buf), GFP_KERNEL);
 	if (!buf)
 		return -ENOMEM;
-	ret = xen_iommu_rdm_op(pdev, buf, &nr);
-	if (!ret && nr > max)
+	set_xen_guest_handle(map.buffer, buf);
+	ret = xen_iommu_memory_op(XENMEM_reserved_device_memory_map, &map);
+	if (!ret && map.nr_entries > max)
 		ret = -EIO;
-	for (unsigned int i = 0; !ret && i < nr; i++)
+	for (unsigned int i = 0; !ret && i < map.nr_entries; i++)
 		if (buf[i].nr_pages)
 			xen_iommu_add_region(head,
 					     (phys_addr_t)buf[i].start_pfn << XEN_PAGE_SHIFT,
