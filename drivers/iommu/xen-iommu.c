@@ -333,23 +333,6 @@ static int xen_iommu_query(struct xen_iommu *xi)
 	return 0;
 }
 
-static int xen_iommu_alloc_ctx(struct xen_iommu *xi, u32 flags, u16 *ctx)
-{
-	struct pv_iommu_alloc op = { .alloc_flags = flags };
-	int ret;
-
-	ret = xen_iommu_op(IOMMU_alloc_context, &op);
-	if (ret)
-		return ret;
-	if (!op.ctx_no || op.ctx_no > xi->max_ctx) {
-		pr_err_once("hypervisor returned context %u of %u\n", op.ctx_no,
-			    xi->max_ctx);
-		return -EIO;
-	}
-	*ctx = op.ctx_no;
-	return 0;
-}
-
 static int xen_iommu_free_ctx(u16 ctx)
 {
 	struct pv_iommu_free op = { .ctx_no = ctx };
@@ -1008,16 +991,24 @@ static void xen_iommu_flush_iotlb_all(struct iommu_domain *domain)
  * Contexts
  */
 
-/* Flags for allocating any context but an identity map. */
-static u32 xen_iommu_ctx_flags(struct xen_iommu *xi)
+/* Stores the number of a new context, unless it is not valid. */
+static int xen_iommu_use_ctx(struct xen_iommu *xi, u16 nr, u16 *ctx)
 {
-	return xi->caps & IOMMUCAP_alloc_empty ? IOMMU_ALLOC_empty : 0;
+	lockdep_assert_held(&xi->mutex);
+	if (!nr || nr > xi->max_ctx) {
+		pr_err_once("hypervisor returned context %u of %u\n", nr,
+			    xi->max_ctx);
+		return -EIO;
+	}
+	*ctx = nr;
+	xi->nr_used++;
+	return 0;
 }
 
 /**
  * xen_iommu_get_ctx - get an unused context
  * @xi: the IOMMU
- * @flags: IOMMU_ALLOC_*
+ * @flags: IOMMU_ALLOC_identity, or 0 for a context to map into
  * @ctx: where to store its number
  *
  * Context: may sleep.
@@ -1025,16 +1016,18 @@ static u32 xen_iommu_ctx_flags(struct xen_iommu *xi)
  */
 static int xen_iommu_get_ctx(struct xen_iommu *xi, u32 flags, u16 *ctx)
 {
+	struct pv_iommu_alloc op = { .alloc_flags = flags };
 	int ret = 0;
 
+	if (!flags && (xi->caps & IOMMUCAP_alloc_empty))
+		op.alloc_flags = IOMMU_ALLOC_empty;
+
 	guard(mutex)(&xi->mutex);
-	if (xi->nr_spare && flags == xen_iommu_ctx_flags(xi))
-		*ctx = xi->spare[--xi->nr_spare];
+	if (!flags && xi->nr_spare)
+		op.ctx_no = xi->spare[--xi->nr_spare];
 	else
-		ret = xen_iommu_alloc_ctx(xi, flags, ctx);
-	if (!ret)
-		xi->nr_used++;
-	return ret;
+		ret = xen_iommu_op(IOMMU_alloc_context, &op);
+	return ret ?: xen_iommu_use_ctx(xi, op.ctx_no, ctx);
 }
 
 /*
@@ -1533,13 +1526,7 @@ static int xen_iommu_alloc_nested_ctx(struct xen_iommu_domain *dom,
 
 	guard(mutex)(&xi->mutex);
 	ret = xen_iommu_op(IOMMU_alloc_nested, &op);
-	if (ret)
-		return ret;
-	if (!op.ctx_no || op.ctx_no > xi->max_ctx)
-		return -EIO;
-	dom->ctx = op.ctx_no;
-	xi->nr_used++;
-	return 0;
+	return ret ?: xen_iommu_use_ctx(xi, op.ctx_no, &dom->ctx);
 }
 
 static struct iommu_domain *xen_iommu_alloc_nested(struct xen_iommu *xi,
@@ -1655,7 +1642,7 @@ xen_iommu_domain_alloc_paging_flags(struct device *dev, u32 flags,
 	dom->domain.geometry.aperture_end = xi->max_iova;
 	dom->domain.geometry.force_aperture = true;
 
-	ret = xen_iommu_get_ctx(xi, xen_iommu_ctx_flags(xi), &dom->ctx);
+	ret = xen_iommu_get_ctx(xi, 0, &dom->ctx);
 	if (ret) {
 		kfree(dom);
 		return ERR_PTR(ret);
@@ -1889,8 +1876,7 @@ static int xen_iommu_setup(struct xen_iommu *xi)
 	/* Context 0 is that of either the identity or the blocked domain. */
 	identity = xi->caps & IOMMUCAP_default_identity;
 	if (identity)
-		ret = xen_iommu_get_ctx(xi, xen_iommu_ctx_flags(xi),
-					&xen_iommu_blocked.ctx);
+		ret = xen_iommu_get_ctx(xi, 0, &xen_iommu_blocked.ctx);
 	else if (xi->caps & IOMMUCAP_identity)
 		identity = !xen_iommu_get_ctx(xi, IOMMU_ALLOC_identity,
 					      &xen_iommu_identity.ctx);
