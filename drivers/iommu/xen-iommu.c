@@ -1491,79 +1491,46 @@ static const struct iommu_domain_ops xen_iommu_nested_ops = {
 	.free			= xen_iommu_nested_free,
 };
 
-/* Creates an empty page table. Only this depends on the format. */
-static int xen_iommu_init_table(struct xen_iommu_domain *dom, phys_addr_t *root)
+/* Gives a domain an empty page table. Only this depends on the format. */
+static int xen_iommu_init_nested(struct xen_iommu_domain *dom, int nid)
 {
-	const struct pv_iommu_nested_format *fmt = &dom->xi->nested;
+	struct xen_iommu *xi = dom->xi;
 	const struct pt_iommu_x86_64_cfg cfg = {
 		.common.features = BIT(PT_FEAT_FLUSH_RANGE),
-		.common.hw_max_vasz_lg2 = fmt->input_bits,
-		.common.hw_max_oasz_lg2 = fmt->output_bits,
+		.common.hw_max_vasz_lg2 = xi->nested.input_bits,
+		.common.hw_max_oasz_lg2 = xi->nested.output_bits,
 		.top_level = 3,
+	};
+	struct pv_iommu_alloc_nested op = {
+		.nested_flags = IOMMU_NESTED_FMT_x86_64_4,
 	};
 	struct pt_iommu_x86_64_hw_info info;
 	int ret;
 
+	dom->desc = (void *)get_zeroed_page(GFP_KERNEL);
+	if (!dom->desc)
+		return -ENOMEM;
+
+	dom->pt.iommu.nid = nid;
 	ret = pt_iommu_x86_64_init(&dom->pt, &cfg, GFP_KERNEL);
 	if (ret)
-		return ret;
-
-	pt_iommu_x86_64_hw_info(&dom->pt, &info);
-	*root = info.gcr3_pt;
-	return 0;
-}
-
-static int xen_iommu_alloc_nested_ctx(struct xen_iommu_domain *dom,
-				      phys_addr_t root)
-{
-	struct pv_iommu_alloc_nested op = {
-		.nested_flags = IOMMU_NESTED_FMT_x86_64_4,
-		.pgtable_gfn = xen_iommu_pfn_to_gfn(PHYS_PFN(root)),
-		.desc_gfn = xen_iommu_pfn_to_gfn(PHYS_PFN(virt_to_phys(dom->desc))),
-	};
-	struct xen_iommu *xi = dom->xi;
-	int ret;
-
-	guard(mutex)(&xi->mutex);
-	ret = xen_iommu_op(IOMMU_alloc_nested, &op);
-	return ret ?: xen_iommu_use_ctx(xi, op.ctx_no, &dom->ctx);
-}
-
-static struct iommu_domain *xen_iommu_alloc_nested(struct xen_iommu *xi,
-						   struct device *dev)
-{
-	struct xen_iommu_domain *dom;
-	phys_addr_t root;
-	int ret;
-
-	dom = kzalloc_obj(*dom);
-	if (!dom)
-		return ERR_PTR(-ENOMEM);
-
-	dom->xi = xi;
-	dom->pt.iommu.nid = dev_to_node(dev);
-	ret = xen_iommu_init_table(dom, &root);
-	if (ret)
 		goto err;
-
-	dom->domain.type = IOMMU_DOMAIN_UNMANAGED;
 	dom->domain.ops = &xen_iommu_nested_ops;
 	dom->domain.pgsize_bitmap &= xi->nested.pgsize_mask;
 
-	ret = -ENOMEM;
-	dom->desc = (void *)get_zeroed_page(GFP_KERNEL);
-	if (!dom->desc)
-		goto err;
-	ret = xen_iommu_alloc_nested_ctx(dom, root);
-	if (ret)
-		goto err;
-	return &dom->domain;
+	pt_iommu_x86_64_hw_info(&dom->pt, &info);
+	op.pgtable_gfn = xen_iommu_pfn_to_gfn(PHYS_PFN(info.gcr3_pt));
+	op.desc_gfn = xen_iommu_pfn_to_gfn(PHYS_PFN(virt_to_phys(dom->desc)));
+	scoped_guard(mutex, &xi->mutex)
+		ret = xen_iommu_op(IOMMU_alloc_nested, &op) ?:
+		      xen_iommu_use_ctx(xi, op.ctx_no, &dom->ctx);
+	if (!ret)
+		return 0;
 
 err:
-	free_page((unsigned long)dom->desc);
 	pt_iommu_deinit(&dom->pt.iommu);
-	kfree(dom);
-	return ERR_PTR(ret);
+	free_page((unsigned long)dom->desc);
+	return ret;
 }
 
 /*
@@ -1613,40 +1580,45 @@ static const struct iommu_domain_ops xen_iommu_paging_ops = {
 	.free			= xen_iommu_domain_free,
 };
 
+static int xen_iommu_init_paging(struct xen_iommu_domain *dom)
+{
+	struct xen_iommu *xi = dom->xi;
+
+	dom->mappings = RB_ROOT;
+	spin_lock_init(&dom->lock);
+	dom->domain.ops = &xen_iommu_paging_ops;
+	dom->domain.pgsize_bitmap = xi->pgsize_bitmap;
+	dom->domain.geometry.aperture_end = xi->max_iova;
+	dom->domain.geometry.force_aperture = true;
+	return xen_iommu_get_ctx(xi, 0, &dom->ctx);
+}
+
 static struct iommu_domain *
 xen_iommu_domain_alloc_paging_flags(struct device *dev, u32 flags,
 				    const struct iommu_user_data *user_data)
 {
 	struct xen_iommu_dev *xdev = dev_iommu_priv_get(dev);
-	struct xen_iommu *xi = xdev->xi;
 	struct xen_iommu_domain *dom;
 	int ret;
 
 	if (flags || user_data)
 		return ERR_PTR(-EOPNOTSUPP);
 
-	if (xi->nested.pgsize_mask)
-		return xen_iommu_alloc_nested(xi, dev);
-
 	dom = kzalloc_obj(*dom);
 	if (!dom)
 		return ERR_PTR(-ENOMEM);
 
-	dom->xi = xi;
-	dom->mappings = RB_ROOT;
-	spin_lock_init(&dom->lock);
-	/* The core sets the type of its own domains; iommufd does not. */
-	dom->domain.type = IOMMU_DOMAIN_UNMANAGED;
-	dom->domain.ops = &xen_iommu_paging_ops;
-	dom->domain.pgsize_bitmap = xi->pgsize_bitmap;
-	dom->domain.geometry.aperture_end = xi->max_iova;
-	dom->domain.geometry.force_aperture = true;
-
-	ret = xen_iommu_get_ctx(xi, 0, &dom->ctx);
+	dom->xi = xdev->xi;
+	if (dom->xi->nested.pgsize_mask)
+		ret = xen_iommu_init_nested(dom, dev_to_node(dev));
+	else
+		ret = xen_iommu_init_paging(dom);
 	if (ret) {
 		kfree(dom);
 		return ERR_PTR(ret);
 	}
+	/* The core sets the type of its own domains; iommufd does not. */
+	dom->domain.type = IOMMU_DOMAIN_UNMANAGED;
 	return &dom->domain;
 }
 
