@@ -228,6 +228,9 @@ static bool xen_iommu_nested = true;
 module_param_named(nested, xen_iommu_nested, bool, 0444);
 MODULE_PARM_DESC(nested, "Use nested page tables, which need no hypercall to map, if Xen supports them (default: Y)");
 
+/* The only instance; NULL if the driver is not in use. */
+static struct xen_iommu *xen_iommu;
+
 static struct xen_iommu_domain *to_xen_domain(struct iommu_domain *domain)
 {
 	return container_of(domain, struct xen_iommu_domain, domain);
@@ -1180,9 +1183,9 @@ static struct xen_iommu_domain xen_iommu_blocked = {
 	.domain.ops = &xen_iommu_static_ops,
 };
 
-static struct iommu_device *__xen_iommu_probe_device(struct xen_iommu *xi,
-						     struct device *dev)
+static struct iommu_device *xen_iommu_probe_device(struct device *dev)
 {
+	struct xen_iommu *xi = xen_iommu;
 	struct xen_iommu_dev *xdev;
 	struct pci_dev *pdev;
 	int ret;
@@ -1787,8 +1790,6 @@ static int xen_iommu_init_contexts(struct xen_iommu *xi)
 	return err;
 }
 
-static struct iommu_device *xen_iommu_probe_device(struct device *dev);
-
 static struct iommu_ops xen_iommu_ops = {
 	.capable		= xen_iommu_capable,
 	.domain_alloc_paging_flags = xen_iommu_domain_alloc_paging_flags,
@@ -1801,7 +1802,7 @@ static struct iommu_ops xen_iommu_ops = {
 	.owner			= THIS_MODULE,
 };
 
-/* Frees the spare contexts and those of static domains. */
+/* Frees the IOMMU, the spare contexts and those of static domains. */
 static void xen_iommu_teardown(struct xen_iommu *xi)
 {
 	while (xi->nr_spare)
@@ -1811,6 +1812,7 @@ static void xen_iommu_teardown(struct xen_iommu *xi)
 	if (xen_iommu_blocked.ctx)
 		xen_iommu_free_ctx(xen_iommu_blocked.ctx);
 	mutex_destroy(&xi->mutex);
+	kfree(xi);
 }
 
 /**
@@ -1818,8 +1820,9 @@ static void xen_iommu_teardown(struct xen_iommu *xi)
  * @xi: the IOMMU, zeroed
  *
  * Context: may sleep.
- * Return: 0 or a negative error; -ENOSYS if the hypervisor has no PV-IOMMU,
- * -ENODEV if there is no IOMMU for this domain.
+ * Return: 0 or a negative error, for xen_iommu_teardown() to clean up; -ENOSYS
+ * if the hypervisor has no PV-IOMMU, -ENODEV if there is no IOMMU for this
+ * domain.
  */
 static int xen_iommu_setup(struct xen_iommu *xi)
 {
@@ -1836,12 +1839,11 @@ static int xen_iommu_setup(struct xen_iommu *xi)
 	if (!ret && !xi->max_ctx)
 		ret = xen_iommu_init_contexts(xi);
 	if (ret)
-		goto err;
+		return ret;
 
 	if (!(xi->pgsize_bitmap & XEN_PAGE_SIZE)) {
 		pr_err("no 4 KiB pages among page sizes %#lx\n", xi->pgsize_bitmap);
-		ret = -ENODEV;
-		goto err;
+		return -ENODEV;
 	}
 	xen_iommu_get_nested_format(xi);
 
@@ -1852,22 +1854,8 @@ static int xen_iommu_setup(struct xen_iommu *xi)
 	else if (xi->caps & IOMMUCAP_identity)
 		identity = !xen_iommu_get_ctx(xi, IOMMU_ALLOC_identity,
 					      &xen_iommu_identity.ctx);
-	if (ret)
-		goto err;
 	xen_iommu_ops.identity_domain = identity ? &xen_iommu_identity.domain : NULL;
-	return 0;
-
-err:
-	xen_iommu_teardown(xi);
 	return ret;
-}
-
-/* The only instance; NULL if the driver is not in use. */
-static struct xen_iommu *xen_iommu;
-
-static struct iommu_device *xen_iommu_probe_device(struct device *dev)
-{
-	return __xen_iommu_probe_device(xen_iommu, dev);
 }
 
 #ifdef CONFIG_X86
@@ -1897,7 +1885,7 @@ static int __init xen_iommu_early_init(void)
 
 	ret = xen_iommu_setup(xi);
 	if (ret) {
-		kfree(xi);
+		xen_iommu_teardown(xi);
 		if (xen_initial_domain())
 			pr_info("Xen offers no PV-IOMMU: error %d\n", ret);
 		return 0;
@@ -1929,10 +1917,7 @@ static const struct attribute_group xen_iommu_group = {
 	.attrs = xen_iommu_attrs,
 };
 
-static const struct attribute_group *xen_iommu_groups[] = {
-	&xen_iommu_group,
-	NULL
-};
+__ATTRIBUTE_GROUPS(xen_iommu);
 
 /* Like other IOMMU drivers, register before drivers bind to devices. */
 static int __init xen_iommu_init(void)
@@ -1970,7 +1955,6 @@ err:
 	       xi->max_ctx, ret);
 	xen_iommu = NULL;
 	xen_iommu_teardown(xi);
-	kfree(xi);
 	return ret;
 }
 rootfs_initcall(xen_iommu_init);

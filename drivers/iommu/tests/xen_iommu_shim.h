@@ -324,7 +324,6 @@ static unsigned int xt_shut_down(void)
 	cancel_delayed_work_sync(&xen_iommu->faults);
 	lost = xen_iommu->nr_lost;
 	xen_iommu_teardown(xen_iommu);
-	kfree(xen_iommu);
 	xen_iommu = NULL;
 	return lost;
 }
