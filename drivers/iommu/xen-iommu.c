@@ -368,8 +368,7 @@ static int xen_iommu_attach(struct pci_dev *pdev, u16 id, u16 ctx)
 
 /**
  * xen_iommu_map_runs - map runs in the hypervisor
- * @xi: the IOMMU
- * @ctx: context to map into
+ * @dom: domain to map into
  * @flags: IOMMU_MAP_*
  * @run: array of runs, physically contiguous
  * @nr: number of runs; 1 without IOMMUCAP_runs
@@ -383,11 +382,11 @@ static int xen_iommu_attach(struct pci_dev *pdev, u16 id, u16 ctx)
  * Context: any; may spend a long time in the hypervisor.
  * Return: 0 if all frames are mapped, or a negative error.
  */
-static int xen_iommu_map_runs(struct xen_iommu *xi, u16 ctx, u32 flags,
+static int xen_iommu_map_runs(struct xen_iommu_domain *dom, u32 flags,
 			      const struct pv_iommu_run *run, unsigned int nr,
 			      u64 *done)
 {
-	u64 ctx_flags = ctx | (u64)flags << 32, total = 0;
+	u64 ctx_flags = dom->ctx | (u64)flags << 32, total = 0;
 	unsigned long list = xen_iommu_translated() && nr > 1 ?
 			     virt_to_phys((void *)run) : (unsigned long)run;
 	long ret;
@@ -402,12 +401,12 @@ static int xen_iommu_map_runs(struct xen_iommu *xi, u16 ctx, u32 flags,
 			/* The result includes skipped frames. */
 			ret = xen_iommu_call(IOMMU_map_runs, ctx_flags, list, nr, *done);
 			ret = ret > 0 ? ret - *done : ret;
-		} else if (xi->caps & IOMMUCAP_runs) {
+		} else if (dom->xi->caps & IOMMUCAP_runs) {
 			ret = xen_iommu_call(IOMMU_map_range, ctx_flags, dfn,
 					     total - *done, gfn);
 		} else {
 			struct pv_iommu_map_pages op = {
-				.ctx_no = ctx,
+				.ctx_no = dom->ctx,
 				.gfn = gfn,
 				.dfn = dfn,
 				.map_flags = flags,
@@ -426,8 +425,7 @@ static int xen_iommu_map_runs(struct xen_iommu *xi, u16 ctx, u32 flags,
 
 /**
  * xen_iommu_unmap_range - unmap a range in the hypervisor
- * @xi: the IOMMU
- * @ctx: context to unmap from
+ * @dom: domain to unmap from
  * @flags: IOMMU_UNMAP_*
  * @iova: first address, in bytes
  * @size: size in bytes; the whole range must be mapped
@@ -435,7 +433,7 @@ static int xen_iommu_map_runs(struct xen_iommu *xi, u16 ctx, u32 flags,
  * Context: any; may spend a long time in the hypervisor.
  * Return: number of bytes unmapped, from @iova on.
  */
-static size_t xen_iommu_unmap_range(struct xen_iommu *xi, u16 ctx, u32 flags,
+static size_t xen_iommu_unmap_range(struct xen_iommu_domain *dom, u32 flags,
 				    unsigned long iova, size_t size)
 {
 	u64 nr = size >> XEN_PAGE_SHIFT, done;
@@ -444,13 +442,13 @@ static size_t xen_iommu_unmap_range(struct xen_iommu *xi, u16 ctx, u32 flags,
 	for (done = 0; done < nr; done += min_t(u64, ret, nr - done)) {
 		u64 dfn = (iova >> XEN_PAGE_SHIFT) + done;
 
-		if (xi->caps & IOMMUCAP_runs) {
+		if (dom->xi->caps & IOMMUCAP_runs) {
 			ret = xen_iommu_call(IOMMU_unmap_range,
-					     ctx | (u64)flags << 32, dfn,
+					     dom->ctx | (u64)flags << 32, dfn,
 					     nr - done, 0);
 		} else {
 			struct pv_iommu_unmap_pages op = {
-				.ctx_no = ctx,
+				.ctx_no = dom->ctx,
 				.dfn = dfn,
 				.pgsize = XEN_PAGE_SIZE,
 				.nr_pages = min_t(u64, nr - done, U32_MAX),
@@ -462,23 +460,12 @@ static size_t xen_iommu_unmap_range(struct xen_iommu *xi, u16 ctx, u32 flags,
 		}
 		if (ret <= 0) {
 			pr_warn_ratelimited("context %u: iova %#llx-%#lx stays mapped: error %ld\n",
-					    ctx, dfn << XEN_PAGE_SHIFT,
+					    dom->ctx, dfn << XEN_PAGE_SHIFT,
 					    iova + size - 1, ret);
 			break;
 		}
 	}
 	return done << XEN_PAGE_SHIFT;
-}
-
-/* Flushes the IOTLB for a whole context. */
-static int xen_iommu_flush_ctx(u16 ctx)
-{
-	struct pv_iommu_flush_pages op = {
-		.ctx_no = ctx,
-		.pgsize = XEN_PAGE_SIZE,
-	};
-
-	return xen_iommu_op(IOMMU_flush_pages, &op);
 }
 
 /*
@@ -789,7 +776,7 @@ static int xen_iommu_issue(struct xen_iommu_batch *b)
 	if (!b->nr)
 		return 0;
 
-	ret = xen_iommu_map_runs(dom->xi, dom->ctx, b->flags, b->run, b->nr, &done);
+	ret = xen_iommu_map_runs(dom, b->flags, b->run, b->nr, &done);
 	b->nr = 0;
 
 	guard(spinlock_irqsave)(&dom->lock);
@@ -960,8 +947,7 @@ static size_t xen_iommu_unmap_pages(struct iommu_domain *domain,
 
 	for (; total < want; total += done) {
 		size = xen_iommu_extent(dom, iova + total, iova + want - 1, &real);
-		done = xen_iommu_unmap_range(dom->xi, dom->ctx, flags,
-					     iova + total, real);
+		done = xen_iommu_unmap_range(dom, flags, iova + total, real);
 		if (done == real)
 			done = size;
 		if (!done)
@@ -978,13 +964,18 @@ static size_t xen_iommu_unmap_pages(struct iommu_domain *domain,
 static void xen_iommu_flush_iotlb_all(struct iommu_domain *domain)
 {
 	struct xen_iommu_domain *dom = to_xen_domain(domain);
+	/* Without a number of pages, this flushes the whole context. */
+	struct pv_iommu_flush_pages op = {
+		.ctx_no = dom->ctx,
+		.pgsize = XEN_PAGE_SIZE,
+	};
 	int ret;
 
 	/* Without deferred unmaps, unmap_pages() has already flushed. */
 	if (!(dom->xi->caps & IOMMUCAP_deferred_unmap))
 		return;
 
-	ret = xen_iommu_flush_ctx(dom->ctx);
+	ret = xen_iommu_op(IOMMU_flush_pages, &op);
 	if (ret)
 		pr_err_ratelimited("context %u: cannot be flushed: error %d\n",
 				   dom->ctx, ret);
@@ -1547,7 +1538,7 @@ static void xen_iommu_domain_free(struct iommu_domain *domain)
 	bool empty = !xen_iommu_has_devices(dom);
 
 	rbtree_postorder_for_each_entry_safe(m, next, &dom->mappings, node) {
-		if (xen_iommu_unmap_range(dom->xi, dom->ctx, 0, xen_iommu_start(m),
+		if (xen_iommu_unmap_range(dom, 0, xen_iommu_start(m),
 					  m->mapped) < m->mapped)
 			empty = false;
 	}
