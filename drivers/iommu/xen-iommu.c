@@ -506,13 +506,6 @@ static bool xen_iommu_less(struct rb_node *a, const struct rb_node *b)
 	       xen_iommu_start(rb_entry(b, struct xen_iommu_mapping, node));
 }
 
-static void xen_iommu_insert(struct xen_iommu_domain *dom,
-			     struct xen_iommu_mapping *m)
-{
-	lockdep_assert_held(&dom->lock);
-	rb_add(&m->node, &dom->mappings, xen_iommu_less);
-}
-
 /* Returns the first mapping with an address in the range, or NULL. */
 static struct xen_iommu_mapping *xen_iommu_first(struct xen_iommu_domain *dom,
 						 unsigned long iova,
@@ -600,7 +593,7 @@ static int xen_iommu_cut(struct xen_iommu_domain *dom, unsigned long iova)
 	m->last = iova - 1;
 	m->mapped = min(xen_iommu_size(m), m->mapped);
 	m->nr = xen_iommu_piece(m, m->last) - m->piece + 1;
-	xen_iommu_insert(dom, back);
+	rb_add(&back->node, &dom->mappings, xen_iommu_less);
 	return 0;
 }
 
@@ -658,7 +651,7 @@ static int xen_iommu_record(struct xen_iommu_domain *dom, unsigned long iova,
 			    unsigned long last, phys_addr_t phys, u32 flags,
 			    struct xen_iommu_mapping **new)
 {
-	struct xen_iommu_mapping *prev, *next, *m = NULL;
+	struct xen_iommu_mapping *m, *prev, *next;
 	unsigned int need = 0;
 	bool merge = false;
 	long tables;
@@ -667,15 +660,13 @@ static int xen_iommu_record(struct xen_iommu_domain *dom, unsigned long iova,
 	if (dom->enforce_cache)
 		flags |= IOMMU_MAP_cache;
 
-	next = xen_iommu_first(dom, iova ? iova - 1 : 0, ULONG_MAX);
-	if (next && next->last < iova) {
-		m = next;
-		next = to_mapping(rb_next(&m->node));
-	}
+	next = xen_iommu_first(dom, iova, ULONG_MAX);
 	if (next && xen_iommu_start(next) <= last)
 		return -EADDRINUSE;
 
-	if (m && m->open && m->flags == flags) {
+	prev = to_mapping(next ? rb_prev(&next->node) : rb_last(&dom->mappings));
+	m = prev;
+	if (m && m->last + 1 == iova && m->open && m->flags == flags) {
 		const struct xen_iommu_piece *p = &m->piece[m->nr - 1];
 
 		merge = p->phys + (iova - p->iova) == phys;
@@ -688,8 +679,6 @@ static int xen_iommu_record(struct xen_iommu_domain *dom, unsigned long iova,
 		return need;
 
 	if (xen_iommu_is_limited(dom)) {
-		prev = m ?: to_mapping(next ? rb_prev(&next->node) :
-				       rb_last(&dom->mappings));
 		tables = xen_iommu_tables(prev, iova, last, next);
 		if (tables && atomic_long_add_return(tables, &dom->xi->tables) >
 			      dom->xi->max_tables) {
@@ -710,7 +699,7 @@ static int xen_iommu_record(struct xen_iommu_domain *dom, unsigned long iova,
 		m->piece[m->nr++] = (struct xen_iommu_piece) { iova, phys };
 	m->last = last;
 	if (need)
-		xen_iommu_insert(dom, m);
+		rb_add(&m->node, &dom->mappings, xen_iommu_less);
 	return 0;
 }
 
