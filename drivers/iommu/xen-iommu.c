@@ -742,9 +742,8 @@ static int xen_iommu_map_pages(struct iommu_domain *domain, unsigned long iova,
 /* Runs to map with one hypercall; all have the same flags. */
 struct xen_iommu_batch {
 	struct xen_iommu_domain *dom;
-	/* Mapping of the first run, and last address of the last run's mapping. */
+	/* Mapping of the first run. */
 	struct xen_iommu_mapping *first;
-	unsigned long last;
 	/* Points to @one, or to a physically contiguous array. */
 	struct pv_iommu_run *run;
 	unsigned int nr;
@@ -772,7 +771,7 @@ static int xen_iommu_issue(struct xen_iommu_batch *b)
 	for (size = done << XEN_PAGE_SHIFT; size; size -= n) {
 		n = min(size, xen_iommu_size(m) - m->mapped);
 		m->mapped += n;
-		m = xen_iommu_next(dom, m, b->last);
+		m = to_mapping(rb_next(&m->node));
 	}
 	return ret;
 }
@@ -816,28 +815,12 @@ static int xen_iommu_add_run(struct xen_iommu_batch *b,
 	return 0;
 }
 
-static int xen_iommu_add_piece(struct xen_iommu_batch *b,
-			       struct xen_iommu_mapping *m, unsigned long iova,
-			       unsigned long last, phys_addr_t phys)
-{
-	u64 dfn = iova >> XEN_PAGE_SHIFT, pfn = phys >> XEN_PAGE_SHIFT;
-	u64 left = (last >> XEN_PAGE_SHIFT) - dfn + 1;
-	int ret = 0;
-
-	if (xen_iommu_translated())
-		return xen_iommu_add_run(b, m, dfn, pfn, left);
-
-	/* In PV, contiguous pages are usually scattered in machine memory. */
-	for (; left && !ret; left--, dfn++, pfn++)
-		ret = xen_iommu_add_run(b, m, dfn, xen_iommu_pfn_to_gfn(pfn), 1);
-	return ret;
-}
-
 static int xen_iommu_add_mapping(struct xen_iommu_batch *b,
 				 struct xen_iommu_mapping *m)
 {
 	struct xen_iommu_piece *p, *end = m->piece + m->nr;
 	unsigned long iova = xen_iommu_start(m) + m->mapped, last;
+	unsigned long dfn, pfn, left, nr;
 	int ret = 0;
 
 	if (m->mapped == xen_iommu_size(m))
@@ -846,12 +829,17 @@ static int xen_iommu_add_mapping(struct xen_iommu_batch *b,
 	if (b->flags != m->flags)
 		ret = xen_iommu_issue(b);
 	b->flags = m->flags;
-	b->last = m->last;
 
 	for (p = xen_iommu_piece(m, iova); p < end && !ret; p++) {
 		last = p + 1 < end ? p[1].iova - 1 : m->last;
-		ret = xen_iommu_add_piece(b, m, iova, last,
-					  p->phys + (iova - p->iova));
+		dfn = iova >> XEN_PAGE_SHIFT;
+		pfn = (p->phys + (iova - p->iova)) >> XEN_PAGE_SHIFT;
+		left = (last >> XEN_PAGE_SHIFT) - dfn + 1;
+		/* In PV, contiguous pages are usually scattered in machine memory. */
+		nr = xen_iommu_translated() ? left : 1;
+		for (; left && !ret; left -= nr, dfn += nr, pfn += nr)
+			ret = xen_iommu_add_run(b, m, dfn,
+						xen_iommu_pfn_to_gfn(pfn), nr);
 		iova = last + 1;
 	}
 	return ret;
