@@ -1395,48 +1395,42 @@ static void xen_iommu_get_nested_format(struct xen_iommu *xi)
 
 /**
  * xen_iommu_flush_nested - flush the IOTLB of a nested domain
- * @dom: the domain
- * @start: first address, in bytes
- * @last: last address, in bytes, inclusive; more may be flushed
- * @tables: tables were removed, too, not only leaf entries
+ * @domain: the domain
+ * @dfn: first frame
+ * @nr: number of frames, 0 for the whole domain
+ * @flags: IOMMU_FLUSH_*
  *
  * Context: any.
- * Return: 0, or a negative error: the IOMMU may then still use removed tables.
+ * Return: true, or false if the IOMMU may still use removed tables.
  */
-static int xen_iommu_flush_nested(struct xen_iommu_domain *dom,
-				  unsigned long start, unsigned long last,
-				  bool tables)
+static bool xen_iommu_flush_nested(struct iommu_domain *domain,
+				   unsigned long dfn, unsigned long nr, u32 flags)
 {
-	unsigned long dfn = start >> XEN_PAGE_SHIFT;
-	unsigned long nr = (last >> XEN_PAGE_SHIFT) - dfn + 1;
-	u64 ctx_flags = dom->ctx;
+	u16 ctx = to_xen_domain(domain)->ctx;
 	long ret;
 
-	if (tables)
-		ctx_flags |= (u64)IOMMU_FLUSH_tables << 32;
-	/* 0 flushes the whole context. */
-	if (last == ULONG_MAX)
-		nr = 0;
-
-	ret = xen_iommu_call(IOMMU_flush_nested, ctx_flags, dfn, nr, 0);
+	ret = xen_iommu_call(IOMMU_flush_nested, ctx | (u64)flags << 32, dfn, nr, 0);
 	if (ret < 0)
 		pr_err_ratelimited("context %u: cannot be flushed: error %ld\n",
-				   dom->ctx, ret);
-	return min(ret, 0);
+				   ctx, ret);
+	return ret >= 0;
 }
 
 static void xen_iommu_nested_flush_iotlb_all(struct iommu_domain *domain)
 {
-	xen_iommu_flush_nested(to_xen_domain(domain), 0, ULONG_MAX, true);
+	xen_iommu_flush_nested(domain, 0, 0, IOMMU_FLUSH_tables);
 }
 
 static void xen_iommu_nested_iotlb_sync(struct iommu_domain *domain,
 					struct iommu_iotlb_gather *gather)
 {
-	bool tables = !iommu_pages_list_empty(&gather->freelist);
+	unsigned long dfn = gather->start >> XEN_PAGE_SHIFT;
+	unsigned long nr = (gather->end >> XEN_PAGE_SHIFT) - dfn + 1;
+	u32 flags = 0;
 
-	if (!xen_iommu_flush_nested(to_xen_domain(domain), gather->start,
-				    gather->end, tables))
+	if (!iommu_pages_list_empty(&gather->freelist))
+		flags = IOMMU_FLUSH_tables;
+	if (xen_iommu_flush_nested(domain, dfn, nr, flags))
 		iommu_put_pages_list(&gather->freelist);
 }
 
