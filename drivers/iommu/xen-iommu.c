@@ -1084,27 +1084,27 @@ struct xen_iommu_move {
 	/* The device, on release: IDs that others use are not moved. */
 	struct xen_iommu_dev *released;
 	bool alias;
-	int ret;
 };
 
 /* Callback of pci_for_each_dma_alias(). The device's own ID comes first. */
 static int xen_iommu_move_id(struct pci_dev *pdev, u16 id, void *data)
 {
 	struct xen_iommu_move *move = data;
+	int ret;
 
 	if (move->released && xen_iommu_is_shared(pdev, id, move->released))
 		return 0;
 
-	move->ret = xen_iommu_attach(pdev, id, move->ctx);
+	ret = xen_iommu_attach(pdev, id, move->ctx);
 	/*
 	 * The hypervisor may not know aliases, or set them up by itself. It
 	 * already knows that an unplugged device is gone.
 	 */
-	if (move->ret == -ENODEV && (move->alias || move->released))
-		move->ret = 0;
-	if (!move->ret)
+	if (ret == -ENODEV && (move->alias || move->released))
+		ret = 0;
+	if (!ret)
 		move->alias = true;
-	return move->ret;
+	return ret;
 }
 
 /*
@@ -1116,12 +1116,14 @@ static int xen_iommu_move(struct xen_iommu_dev *xdev, u16 ctx,
 {
 	struct xen_iommu_move move = { .ctx = ctx };
 	struct xen_iommu_move back = { .ctx = xdev->ctx };
+	int ret;
 
 	lockdep_assert_held(&xdev->xi->mutex);
-	if (pci_for_each_dma_alias(xdev->pdev, xen_iommu_move_id, &move)) {
+	ret = pci_for_each_dma_alias(xdev->pdev, xen_iommu_move_id, &move);
+	if (ret) {
 		if (move.alias)
 			pci_for_each_dma_alias(xdev->pdev, xen_iommu_move_id, &back);
-		return move.ret;
+		return ret;
 	}
 	xdev->ctx = ctx;
 	xdev->domain = domain;
@@ -1199,10 +1201,9 @@ static void xen_iommu_release_device(struct device *dev)
 		.released = xdev,
 	};
 	struct xen_iommu *xi = xdev->xi;
-	struct iommu_domain *domain;
+	int ret;
 
 	guard(mutex)(&xi->mutex);
-	domain = xdev->domain;
 	list_del(&xdev->list);
 
 	/*
@@ -1212,12 +1213,12 @@ static void xen_iommu_release_device(struct device *dev)
 	if (dev->iommu->require_direct || !xi->registered)
 		move.ctx = 0;
 	/* A context cannot be reused while a device is still in it. */
-	pci_for_each_dma_alias(xdev->pdev, xen_iommu_move_id, &move);
-	if (move.ret) {
+	ret = pci_for_each_dma_alias(xdev->pdev, xen_iommu_move_id, &move);
+	if (ret) {
 		pci_warn(xdev->pdev, "stays in context %u: error %d\n", xdev->ctx,
-			 move.ret);
-		if (domain && domain->type & __IOMMU_DOMAIN_PAGING)
-			to_xen_domain(domain)->stray = true;
+			 ret);
+		if (xdev->domain)
+			to_xen_domain(xdev->domain)->stray = true;
 	}
 	dev_iommu_priv_set(dev, NULL);
 	kfree(xdev);
@@ -1324,16 +1325,6 @@ static int xen_iommu_get_rdm(struct pci_dev *pdev, enum iommu_resv_type type,
 	return ret;
 }
 
-/* The hypervisor does not report the IOMMU's vendor: go by the CPU's. */
-static bool xen_iommu_has_ht_range(void)
-{
-#ifdef CONFIG_X86
-	return boot_cpu_data.x86_vendor != X86_VENDOR_INTEL;
-#else
-	return false;
-#endif
-}
-
 static void xen_iommu_get_resv_regions(struct device *dev,
 				       struct list_head *head)
 {
@@ -1342,12 +1333,15 @@ static void xen_iommu_get_resv_regions(struct device *dev,
 	enum iommu_resv_type type = IOMMU_RESV_DIRECT;
 	int ret;
 
-	if (IS_ENABLED(CONFIG_X86))
-		xen_iommu_add_region(head, MSI_RANGE_START, MSI_RANGE_SIZE, 0,
-				     IOMMU_RESV_MSI);
-	if (xen_iommu_has_ht_range() && xdev->xi->max_iova >= HT_RANGE_START)
+#ifdef CONFIG_X86
+	xen_iommu_add_region(head, MSI_RANGE_START, MSI_RANGE_SIZE, 0,
+			     IOMMU_RESV_MSI);
+	/* The hypervisor does not report the IOMMU's vendor: go by the CPU's. */
+	if (boot_cpu_data.x86_vendor != X86_VENDOR_INTEL &&
+	    xdev->xi->max_iova >= HT_RANGE_START)
 		xen_iommu_add_region(head, HT_RANGE_START, HT_RANGE_SIZE, 0,
 				     IOMMU_RESV_RESERVED);
+#endif
 
 	/* As other IOMMU drivers do: firmware rarely uses these regions. */
 	if (pdev->class >> 8 == PCI_CLASS_SERIAL_USB ||
