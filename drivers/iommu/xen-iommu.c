@@ -138,7 +138,7 @@ struct xen_iommu {
  * @pt: page table of a nested domain
  * @ctx: context number
  * @xi: the IOMMU
- * @stray: a released device is still in the context; protected by
+ * @stray: a device could not be moved out of the context; protected by
  *	xen_iommu.mutex
  * @desc: page through which the IOMMU finds @pt, written by the hypervisor
  * @lock: protects the members below
@@ -1002,28 +1002,39 @@ static int xen_iommu_get_ctx(struct xen_iommu *xi, u32 flags, u16 *ctx)
 }
 
 /*
- * Releases a context. @empty: it contains neither mappings nor devices. Returns
+ * Releases a domain's context. @empty: it does not contain mappings. Returns
  * false if the context is lost.
  */
-static bool xen_iommu_put_ctx(struct xen_iommu *xi, u16 ctx, bool empty)
+static bool xen_iommu_put_ctx(struct xen_iommu_domain *dom, bool empty)
 {
+	struct xen_iommu *xi = dom->xi;
+	struct xen_iommu_dev *xdev;
 	int ret = -EBUSY;
 
 	guard(mutex)(&xi->mutex);
 	xi->nr_used--;
+	/* The core may not have been able to move all devices out. */
+	list_for_each_entry(xdev, &xi->devices, list) {
+		if (xdev->domain == &dom->domain) {
+			xdev->domain = NULL;
+			dom->stray = true;
+		}
+	}
+	empty &= !dom->stray;
+
 	/* Hypervisors with earlier drafts leak pool pages on each free. */
 	if (empty && !(xi->caps & IOMMUCAP_runs) &&
 	    xi->nr_spare < ARRAY_SIZE(xi->spare)) {
-		xi->spare[xi->nr_spare++] = ctx;
+		xi->spare[xi->nr_spare++] = dom->ctx;
 		return true;
 	}
 
 	/* They also crash if the context is not empty. */
 	if (empty)
-		ret = xen_iommu_free_ctx(ctx);
+		ret = xen_iommu_free_ctx(dom->ctx);
 	if (ret) {
 		xi->nr_lost++;
-		pr_warn("context %u is lost: error %d\n", ctx, ret);
+		pr_warn("context %u is lost: error %d\n", dom->ctx, ret);
 	}
 	return !ret;
 }
@@ -1243,26 +1254,6 @@ static bool xen_iommu_capable(struct device *dev, enum iommu_cap cap)
 }
 
 /*
- * Returns true if the core could not move all devices out of the context. Those
- * that are left no longer refer to @dom.
- */
-static bool xen_iommu_has_devices(struct xen_iommu_domain *dom)
-{
-	struct xen_iommu_dev *xdev;
-	bool found;
-
-	guard(mutex)(&dom->xi->mutex);
-	found = dom->stray;
-	list_for_each_entry(xdev, &dom->xi->devices, list) {
-		if (xdev->domain == &dom->domain) {
-			xdev->domain = NULL;
-			found = true;
-		}
-	}
-	return found;
-}
-
-/*
  * Reserved regions
  */
 
@@ -1431,10 +1422,9 @@ static void xen_iommu_nested_iotlb_sync(struct iommu_domain *domain,
 static void xen_iommu_nested_free(struct iommu_domain *domain)
 {
 	struct xen_iommu_domain *dom = to_xen_domain(domain);
-	bool empty = !xen_iommu_has_devices(dom);
 
 	/* Never free a page table that a device may still walk. */
-	if (!xen_iommu_put_ctx(dom->xi, dom->ctx, empty))
+	if (!xen_iommu_put_ctx(dom, true))
 		return;
 
 	pt_iommu_deinit(&dom->pt.iommu);
@@ -1500,7 +1490,7 @@ static void xen_iommu_domain_free(struct iommu_domain *domain)
 {
 	struct xen_iommu_domain *dom = to_xen_domain(domain);
 	struct xen_iommu_mapping *m, *next;
-	bool empty = !xen_iommu_has_devices(dom);
+	bool empty = true;
 
 	rbtree_postorder_for_each_entry_safe(m, next, &dom->mappings, node) {
 		if (xen_iommu_unmap_range(dom, 0, xen_iommu_start(m),
@@ -1509,7 +1499,7 @@ static void xen_iommu_domain_free(struct iommu_domain *domain)
 	}
 	/* The DMA API frees a domain without flushing its lazy unmaps. */
 	xen_iommu_flush_iotlb_all(domain);
-	xen_iommu_put_ctx(dom->xi, dom->ctx, empty);
+	xen_iommu_put_ctx(dom, empty);
 
 	scoped_guard(spinlock_irqsave, &dom->lock)
 		xen_iommu_erase(dom, 0, ULONG_MAX);
