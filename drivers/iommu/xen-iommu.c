@@ -586,9 +586,7 @@ static int xen_iommu_cut(struct xen_iommu_domain *dom, unsigned long iova)
 	if (!back)
 		return -ENOMEM;
 
-	back->flags = m->flags;
-	back->open = false;
-	back->max = m->nr;
+	*back = (struct xen_iommu_mapping) { .flags = m->flags, .max = m->nr };
 	xen_iommu_copy_tail(back, m, iova);
 	m->last = iova - 1;
 	m->mapped = min(xen_iommu_size(m), m->mapped);
@@ -690,10 +688,7 @@ static int xen_iommu_record(struct xen_iommu_domain *dom, unsigned long iova,
 	if (need) {
 		m = *new;
 		*new = NULL;
-		m->mapped = 0;
 		m->flags = flags;
-		m->open = true;
-		m->nr = 0;
 	}
 	if (!merge)
 		m->piece[m->nr++] = (struct xen_iommu_piece) { iova, phys };
@@ -729,7 +724,7 @@ static int xen_iommu_map_pages(struct iommu_domain *domain, unsigned long iova,
 		new = kmalloc_flex(*new, piece, ret, gfp);
 		if (!new)
 			return -ENOMEM;
-		new->max = ret;
+		*new = (struct xen_iommu_mapping) { .open = true, .max = ret };
 		ret = xen_iommu_record(dom, iova, last, paddr, flags, &new);
 		kfree(new);
 	}
