@@ -1689,7 +1689,7 @@ static int xen_iommu_init_contexts(struct xen_iommu *xi)
 		.arena_order = XEN_IOMMU_MAX_ORDER,
 	};
 	unsigned long pages = totalram_pages() << (PAGE_SHIFT - XEN_PAGE_SHIFT);
-	unsigned int contexts, order, want_order;
+	unsigned int contexts, order, max_order;
 	int ret, err;
 
 	if (xi->caps & IOMMUCAP_query)
@@ -1703,12 +1703,12 @@ static int xen_iommu_init_contexts(struct xen_iommu *xi)
 	contexts = clamp(pages >> (24 - XEN_PAGE_SHIFT), 64UL, 1024UL);
 	contexts = xen_iommu_param("contexts", xen_iommu_contexts, contexts,
 				   XEN_IOMMU_MIN_CTX, limits.max_ctx_no);
-	order = order_base_2(pages / 256 + 4 * contexts);
-	want_order = xen_iommu_param("pool_order", xen_iommu_pool_order, order,
-				     XEN_IOMMU_MIN_ORDER, limits.arena_order);
+	max_order = xen_iommu_param("pool_order", xen_iommu_pool_order,
+				    order_base_2(pages / 256 + 4 * contexts),
+				    XEN_IOMMU_MIN_ORDER, limits.arena_order);
 
 	for (; contexts >= XEN_IOMMU_MIN_CTX; contexts /= 2) {
-		for (order = want_order; order >= XEN_IOMMU_MIN_ORDER; order--) {
+		for (order = max_order; order >= XEN_IOMMU_MIN_ORDER; order--) {
 			struct pv_iommu_init op = {
 				.max_ctx_no = contexts,
 				.arena_order = order,
