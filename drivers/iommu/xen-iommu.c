@@ -1773,8 +1773,6 @@ static int xen_iommu_setup(struct xen_iommu *xi)
 	mutex_init(&xi->mutex);
 	INIT_LIST_HEAD(&xi->devices);
 	INIT_DELAYED_WORK(&xi->faults, xen_iommu_fetch_faults);
-	xen_iommu_identity.ctx = 0;
-	xen_iommu_blocked.ctx = 0;
 
 	ret = xen_iommu_query(xi);
 	if (!ret && !xi->max_ctx)

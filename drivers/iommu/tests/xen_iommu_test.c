@@ -242,6 +242,8 @@ static struct xt *xt_new(struct kunit *test, const struct sim_conf *conf)
 	xt_env.pv = conf->pv;
 	xt_env.initial = true;
 	xt_env.ram_pages = SZ_4G >> PAGE_SHIFT;
+	xen_iommu_identity.ctx = 0;
+	xen_iommu_blocked.ctx = 0;
 
 	sim_init(xt->sim, conf);
 	xt->sim->priv = xt;
