@@ -1,10 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* PV-IOMMU: build-time checks of the ABI. */
 
-#include <xen/init.h>
-
-#include "private.h"
-
 static void __init __maybe_unused build_assertions(void)
 {
 #define SIZE(s, n) BUILD_BUG_ON(sizeof(struct pv_iommu_ ## s) != (n))
