@@ -506,7 +506,8 @@ static struct pci_dev *pci_get_pdev(struct domain *d, pci_sbdf_t sbdf)
 {
     struct pci_dev *p;
 
-    for ( p = d->pdevs; p; p = p->next )
+    assert(d || pcidevs);
+    for ( p = (d ?: current->domain)->pdevs; p; p = p->next )
         if ( p->sbdf.sbdf == sbdf.sbdf )
             return p;
     return NULL;

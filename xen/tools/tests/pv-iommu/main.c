@@ -303,10 +303,15 @@ static int pci_iterate_devices(int (*handler)(struct pci_dev *pdev, void *arg),
                                void *arg)
 {
     unsigned int i;
+    int rc = 0;
 
     for ( i = 0; i < ARRAY_SIZE(dev); i++ )
-        handler(&dev[i], arg);
-    return 0;
+    {
+        int ret = handler(&dev[i], arg);
+
+        rc = rc ?: ret;
+    }
+    return rc;
 }
 
 static long call_regs(unsigned int op, unsigned long a1, unsigned long a2,
@@ -580,6 +585,7 @@ static void forget(unsigned int c)
     memset(&model[c], 0, sizeof(model[c]));
 }
 
+#include "abi.c"
 #include "grants.c"
 
 static unsigned long oom;
@@ -1326,6 +1332,50 @@ static void run_dying(void)
     printf("ok - the domain dies meanwhile\n");
 }
 
+/* A device that is assigned to another domain, and returns. */
+static void run_lent(void)
+{
+    pv_iommu_init_t init = { NR_CTX, 8 };
+    pv_iommu_alloc_t alloc[2] = {};
+    pv_iommu_reattach_device_t move = { .dev.devfn = dev[0].devfn };
+    pv_iommu_free_t op_free = {};
+    long allocs = xen_allocs;
+    unsigned int i;
+
+    set_up(true, FMT_AMD);
+    assert(!call(IOMMU_init, &init));
+    for ( i = 0; i < 2; i++ )
+        assert(!call(IOMMU_alloc_context, &alloc[i]));
+
+    move.ctx_no = alloc[0].ctx_no;
+    assert(!call(IOMMU_reattach_device, &move));
+    dev[0].domain = &domU;
+    dev[0].in_hw[0] = NULL;
+
+    /* It would return to tables that have been freed. */
+    op_free.ctx_no = alloc[0].ctx_no;
+    assert(call(IOMMU_free_context, &op_free) == -EBUSY);
+
+    /* The other domain's translation stays. */
+    move.ctx_no = alloc[1].ctx_no;
+    assert(!call(IOMMU_reattach_device, &move) && !dev[0].in_hw[0]);
+    assert(!call(IOMMU_free_context, &op_free));
+    assert(dev[0].pv_ctx == dom0.iommu.pv->ctx[alloc[1].ctx_no]);
+
+    op_free.ctx_no = alloc[1].ctx_no;
+    op_free.free_flags = IOMMU_FREE_reattach_default;
+    assert(!call(IOMMU_free_context, &op_free));
+    assert(!dev[0].pv_ctx && !dev[0].in_hw[0]);
+
+    /* Now it is only the other domain's. */
+    move.ctx_no = 0;
+    assert(call(IOMMU_reattach_device, &move) == -ENODEV);
+    dev[0].domain = &dom0;
+    tear_down(allocs);
+
+    printf("ok - a device is assigned to another domain\n");
+}
+
 /* Contexts whose tables are the domain's. */
 
 static unsigned int nested_flushes, nested_flags;
@@ -1440,6 +1490,7 @@ int main(int argc, char **argv)
     run_stale(true, FMT_VTD);
     run_trim();
     run_dying();
+    run_lent();
     run_nested();
     run_long(false);
     run_long(true);

@@ -20,13 +20,11 @@ struct pv_iommu_ctx *pv_iommu_pdev_ctx(const struct domain *d,
                                        const struct pci_dev *pdev);
 /* The owner of a context's tag, or NULL if the tag is not a context's. */
 struct domain *pv_iommu_domid_owner(domid_t domid);
-/* Move a device back to its domain's default context, before it goes away. */
-int pv_iommu_release_pdev(struct pci_dev *pdev);
 /*
- * Called before a device is assigned to another domain. It will return to its
- * current context, or to one that blocks DMA if that has been freed by then.
+ * Move a device back to its domain's default context, before it goes away. One
+ * that came from another domain's context returns to that.
  */
-int pv_iommu_lend_pdev(const struct pci_dev *pdev);
+int pv_iommu_release_pdev(struct pci_dev *pdev);
 /* A device has been removed from the IOMMUs. */
 void pv_iommu_forget_pdev(struct pci_dev *pdev);
 /*
@@ -83,11 +81,6 @@ static inline struct domain *pv_iommu_domid_owner(domid_t domid)
 }
 
 static inline int pv_iommu_release_pdev(struct pci_dev *pdev)
-{
-    return 0;
-}
-
-static inline int pv_iommu_lend_pdev(const struct pci_dev *pdev)
 {
     return 0;
 }

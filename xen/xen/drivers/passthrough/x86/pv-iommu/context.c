@@ -289,12 +289,10 @@ int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
 }
 
 /* Free a context. May return -ERESTART. */
-int ctx_free(struct domain *d, struct pv_iommu *pv, unsigned int no,
-             bool reattach)
+int ctx_free(struct pv_iommu *pv, unsigned int no, bool reattach)
 {
     /* It is dying already in a continuation, or if another call frees it. */
     struct pv_iommu_ctx *ctx = ctx_get(pv, no, true);
-    struct pci_dev *pdev;
     int rc = 0;
 
     if ( !ctx )
@@ -304,16 +302,8 @@ int ctx_free(struct domain *d, struct pv_iommu *pv, unsigned int no,
     {
         pcidevs_lock();
 
-        for_each_pdev ( d, pdev )
-            if ( pdev->pv_ctx == ctx )
-            {
-                rc = reattach ? pdev_attach(pdev, NULL) : -EBUSY;
-                if ( rc )
-                    break;
-            }
-
-        if ( !rc && ctx->nr_devs )
-            pci_iterate_devices(pdev_orphan, ctx);
+        if ( reattach )
+            rc = ctx_detach_all(ctx);
         if ( !rc && ctx->nr_devs )
             rc = -EBUSY;
 

@@ -8,11 +8,6 @@
 
 /* Context 0 of the hardware domain, if that blocks DMA. */
 struct pv_iommu_ctx *__read_mostly hwdom_block;
-/*
- * For devices whose context is freed while they are assigned to another
- * domain. Also blocks all DMA except to reserved regions. Created on demand.
- */
-struct pv_iommu_ctx *__read_mostly hwdom_lost;
 
 bool default_blocks(const struct domain *d)
 {
@@ -49,10 +44,20 @@ int attach_functions(struct pci_dev *pdev)
     return rc;
 }
 
-/* Move a device to a context, or to context 0 (NULL). */
-int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
+/* Is it assigned to another domain, and will return to its context? */
+static bool pdev_lent(const struct pci_dev *pdev)
+{
+    return pdev->pv_ctx && pdev->pv_ctx->d != pdev->domain;
+}
+
+/*
+ * Move a device to a context, or to context 0 (NULL). If it is assigned to
+ * another domain, that is where it will return to.
+ */
+static int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
 {
     struct pv_iommu_ctx *old = pdev->pv_ctx;
+    bool lent = pdev_lent(pdev);
     int rc;
 
     ASSERT(pcidevs_locked());
@@ -62,7 +67,7 @@ int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
     smp_wmb();
 
     pdev->pv_ctx = ctx;
-    rc = attach_functions(pdev);
+    rc = lent ? 0 : attach_functions(pdev);
     if ( rc )
     {
         pdev->pv_ctx = old;
@@ -98,12 +103,6 @@ int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
     return rc;
 }
 
-/* Is it assigned to another domain, and will return to its context? */
-bool pdev_lent(const struct pci_dev *pdev)
-{
-    return pdev->pv_ctx && pdev->pv_ctx->d != pdev->domain;
-}
-
 int pv_iommu_release_pdev(struct pci_dev *pdev)
 {
     ASSERT(pcidevs_locked());
@@ -120,21 +119,17 @@ void pv_iommu_forget_pdev(struct pci_dev *pdev)
     pdev->pv_ctx = NULL;
 }
 
-/*
- * A context is being freed: devices that would return to it will be blocked.
- */
-int cf_check pdev_orphan(struct pci_dev *pdev, void *arg)
+static int cf_check pdev_leave(struct pci_dev *pdev, void *ctx)
 {
-    struct pv_iommu_ctx *ctx = arg;
+    return pdev->pv_ctx == ctx ? pdev_attach(pdev, NULL) : 0;
+}
 
-    if ( pdev->pv_ctx == ctx && pdev_lent(pdev) )
-    {
-        pdev->pv_ctx = hwdom_lost;
-        hwdom_lost->nr_devs++;
-        ctx->nr_devs--;
-    }
+/* Move all devices in a context to context 0. */
+int ctx_detach_all(struct pv_iommu_ctx *ctx)
+{
+    ASSERT(pcidevs_locked());
 
-    return 0;
+    return ctx->nr_devs ? pci_iterate_devices(pdev_leave, ctx) : 0;
 }
 
 int pdev_move(struct domain *d, struct pv_iommu *pv, pci_sbdf_t sbdf,
@@ -146,12 +141,8 @@ int pdev_move(struct domain *d, struct pv_iommu *pv, pci_sbdf_t sbdf,
 
     pcidevs_lock();
 
-    pdev = pci_get_pdev(d, sbdf);
-    if ( !pdev )
-        goto out;
-
-    rc = -EBUSY;
-    if ( pdev_lent(pdev) )
+    pdev = pci_get_pdev(NULL, sbdf);
+    if ( !pdev || (pdev->pv_ctx ? pdev->pv_ctx->d : pdev->domain) != d )
         goto out;
 
     if ( no )

@@ -146,7 +146,6 @@ int pv_iommu_domain_destroy(struct domain *d)
 {
     struct domain_iommu *hd = dom_iommu(d);
     struct pv_iommu *pv = hd->pv;
-    struct pci_dev *pdev;
     unsigned int no;
     int rc;
 
@@ -161,12 +160,6 @@ int pv_iommu_domain_destroy(struct domain *d)
     if ( !pv )
         return 0;
 
-    pcidevs_lock();
-    for_each_pdev ( d, pdev )
-        if ( pv_iommu_release_pdev(pdev) )
-            printk(XENLOG_ERR "%pp: left in an IOMMU context\n", &pdev->sbdf);
-    pcidevs_unlock();
-
     for ( no = 1; no <= pv->max_ctx; no++ )
     {
         struct pv_iommu_ctx *ctx = pv->ctx[no];
@@ -174,7 +167,11 @@ int pv_iommu_domain_destroy(struct domain *d)
         if ( !ctx )
             continue;
 
-        if ( ctx->nr_devs )
+        pcidevs_lock();
+        rc = ctx_detach_all(ctx);
+        pcidevs_unlock();
+
+        if ( rc || ctx->nr_devs )
         {
             /* Devices that could not be moved may still walk its tables. */
             printk(XENLOG_ERR "%pd: IOMMU context %u leaked\n", d, no);
@@ -209,18 +206,6 @@ void pv_iommu_domain_free(struct domain *d)
 {
     XVFREE(dom_iommu(d)->pv);
     XFREE(dom_iommu(d)->pv_faults);
-}
-
-int pv_iommu_lend_pdev(const struct pci_dev *pdev)
-{
-    int rc = 0;
-
-    ASSERT(pcidevs_locked());
-
-    if ( pdev->pv_ctx && !pdev_lent(pdev) && !hwdom_lost )
-        hwdom_lost = ctx_create(pdev->domain, NULL, 0, 0, NULL, &rc);
-
-    return rc;
 }
 
 void __hwdom_init pv_iommu_hwdom_init(struct domain *d)
