@@ -84,6 +84,7 @@ static unsigned int paddr_bits = 40;
 
 static inline int parse_bool(const char *s, const char *e) { return -1; }
 #define parse_boolean(n, s, e) (-1)
+#define parse_signed_integer(n, s, e, v) (*(v) = 0, -1)
 #define ERR_PTR(e) ((void *)(long)(e))
 #define PTR_ERR(p) ((long)(p))
 #define IS_ERR(p) ((unsigned long)(p) >= -4095UL)

@@ -24,31 +24,10 @@ static unsigned int __read_mostly opt_max_order = 18;
 
 struct pv_iommu_hw __ro_after_init pv_hw;
 
-/*
- * Parse an option such as "max-order=18". Returns 1 if this is it, 0 if it is
- * another one, or an error.
- */
-static int __init parse_limit(const char *name, const char *s, const char *end,
-                              unsigned long min, unsigned long max,
-                              unsigned int *val)
-{
-    size_t len = strlen(name);
-    unsigned long n;
-
-    if ( strncmp(s, name, len) )
-        return 0;
-
-    n = simple_strtoul(s + len, &s, 0);
-    if ( s != end || n < min || n > max )
-        return -EINVAL;
-    *val = n;
-
-    return 1;
-}
-
 static int __init cf_check parse_pv_iommu(const char *s)
 {
     const char *ss;
+    long long n;
     int val, rc = 0;
 
     do {
@@ -60,11 +39,12 @@ static int __init cf_check parse_pv_iommu(const char *s)
             opt_pv_iommu = val;
         else if ( (val = parse_boolean("nested", s, ss)) >= 0 )
             opt_nested = val;
-        else if ( (val = parse_limit("max-contexts=", s, ss, 1, 0xfffe,
-                                     &opt_max_ctx)) ||
-                  (val = parse_limit("max-order=", s, ss, 0, 30,
-                                     &opt_max_order)) )
-            rc = val < 0 ? val : rc;
+        else if ( !parse_signed_integer("max-contexts", s, ss, &n) &&
+                  n >= 1 && n <= 0xfffe )
+            opt_max_ctx = n;
+        else if ( !parse_signed_integer("max-order", s, ss, &n) &&
+                  n >= 0 && n <= 30 )
+            opt_max_order = n;
         else
             rc = -EINVAL;
 
