@@ -418,7 +418,6 @@ static void *mmio_ro_ranges __attribute__((unused));
 #define iomem_access_permitted(d, s, e)                                    \
     ((e) < FIRST_HEAP || ((s) >= 0x5000 && (e) < 0x5100) ||                \
      ((s) >= HUGE_MMIO && (e) < HUGE_MMIO_END))
-#define rangeset_overlaps_range(r, s, e) MMIO_RO(s, e)
 #define rangeset_contains_singleton(r, s) MMIO_RO(s, s)
 
 /* Memory allocation, which fails on request. */

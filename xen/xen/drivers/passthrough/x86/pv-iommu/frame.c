@@ -68,37 +68,24 @@ void put_now(const struct pv_iommu_ctx *ctx, struct later *later)
     later->nr = 0;
 }
 
-/* Is it not RAM, so that there is nothing to get references to? */
-static bool is_mmio(mfn_t mfn)
-{
-    return !mfn_valid(mfn) || page_get_owner(mfn_to_page(mfn)) == dom_io;
-}
-
 /* MMIO needs permission, and has no references. Returns how many frames. */
-static long get_mmio(const struct domain *d, mfn_t mfn, unsigned long nr,
-                     bool write, uint64_t *pte)
+static long get_mmio(const struct domain *d, mfn_t mfn, bool write,
+                     uint64_t *pte)
 {
-    unsigned long limit = 1UL << (paddr_bits - PAGE_SHIFT);
-    unsigned long s = mfn_x(mfn), e = s;
+    unsigned long frame = mfn_x(mfn);
 
     *pte = pv_hw.sw_noref;
 
-    /* The P2M also has pages of Xen's as MMIO, e.g. the virtual APIC. */
-    if ( !is_mmio(mfn) )
+    /*
+     * It must not be RAM, as there would be a reference to get. The P2M also
+     * has pages of Xen's as MMIO, e.g. the virtual APIC.
+     */
+    if ( (mfn_valid(mfn) && page_get_owner(mfn_to_page(mfn)) != dom_io) ||
+         !iomem_access_permitted(d, frame, frame) ||
+         (write && rangeset_contains_singleton(mmio_ro_ranges, frame)) )
         return -EPERM;
 
-    while ( e - s + 1 < nr && e + 1 < limit && is_mmio(_mfn(e + 1)) )
-        e++;
-
-    if ( iomem_access_permitted(d, s, e) &&
-         (!write || !rangeset_overlaps_range(mmio_ro_ranges, s, e)) )
-        return e - s + 1;
-
-    if ( iomem_access_permitted(d, s, s) &&
-         (!write || !rangeset_contains_singleton(mmio_ro_ranges, s)) )
-        return 1;
-
-    return -EPERM;
+    return 1;
 }
 
 /*
@@ -244,7 +231,7 @@ long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
         return rc;
 
     if ( mmio || (!translate && !mfn_valid(*mfn)) )
-        return get_mmio(d, *mfn, nr, write, pte);
+        return get_mmio(d, *mfn, write, pte);
 
     /* Validity has a granularity of 2 MiB, and a run is no longer. */
     valid = mfn_valid(*mfn) && (nr == 1 || mfn_valid(mfn_add(*mfn, nr - 1)));
@@ -286,7 +273,7 @@ long get_run(struct xlat *x, unsigned long gfn, unsigned long nr, bool write,
 
     /* RAM to Xen, but MMIO to the domain. */
     if ( !i && rc == -EXDEV )
-        return get_mmio(d, *mfn, 1, write, pte);
+        return get_mmio(d, *mfn, write, pte);
 
     return i ?: rc;
 }
