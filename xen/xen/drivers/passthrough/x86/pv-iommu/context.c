@@ -98,19 +98,19 @@ void pv_iommu_release_unmapped(const struct domain *d)
 static bool zap_table(struct pv_iommu_ctx *ctx)
 {
     unsigned long left = pv_hw.max_dfn + 1 - ctx->zapped;
-    struct later later = {};
+    uint64_t foreign = 0;
 
     if ( !ctx->root || (!left && page_list_empty(&ctx->empties)) )
         return false;
 
     spin_lock(&ctx->lock);
     if ( left )
-        ctx->zapped += reap(ctx, ctx->zapped, left, true, &later);
+        ctx->zapped += reap(ctx, ctx->zapped, left, true, &foreign);
     trim_empties(ctx);
     spin_unlock(&ctx->lock);
 
     pool_put_list(ctx, &ctx->stale);
-    put_now(ctx, &later);
+    put_foreign(ctx, foreign);
 
     return true;
 }

@@ -52,11 +52,11 @@ void flush_ctx(struct pv_iommu_ctx *ctx)
 /*
  * After a flush: clear dead entries of one table, and release the frames. With
  * all, do the same to entries that are present. Returns how far it got, which
- * may be less than nr: it stops at the end of the table and when later is
- * full.
+ * may be less than nr: it stops at the end of the table, and after a frame of
+ * another domain, which the caller must pass to put_foreign().
  */
 unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                   unsigned long nr, bool all, struct later *later)
+                   unsigned long nr, bool all, uint64_t *foreign)
 {
     const uint64_t special = pv_hw.sw_noref | pv_hw.sw_rsvd | pv_hw.sw_grant;
     const uint64_t gone = pv_hw.sw_dead | (all ? pv_hw.present : 0);
@@ -66,13 +66,15 @@ unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
     uint64_t *tbl;
 
     ASSERT(spin_is_locked(&ctx->lock));
+    *foreign = 0;
 
     if ( find_table(ctx, dfn, &level, false, &pg) )
         ASSERT_UNREACHABLE();
 
     tbl = __map_domain_page(pg);
 
-    for ( idx = pt_index(dfn, level); idx < PT_ENTRIES && i < nr; idx++ )
+    for ( idx = pt_index(dfn, level);
+          idx < PT_ENTRIES && i < nr && !*foreign; idx++ )
     {
         uint64_t pte = tbl[idx];
 
@@ -90,8 +92,8 @@ unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
             }
             else if ( unlikely(pte & special) )
             {
-                if ( (pte & pv_hw.sw_grant) && !put_later(later, pte) )
-                    break;
+                if ( pte & pv_hw.sw_grant )
+                    *foreign = pte;
             }
             else if ( pte & pv_hw.sw_write )
                 put_page_and_type(mfn_to_page(pte_mfn(pte)));
@@ -163,14 +165,14 @@ static int release_deferred(struct pv_iommu_ctx *ctx)
     bool more;
 
     do {
-        struct later later = {};
+        uint64_t foreign = 0;
 
         spin_lock(&ctx->lock);
         if ( ctx->def_head != ctx->def_flushed )
         {
             unsigned int idx = ctx->def_head % PV_IOMMU_NR_DEFERRED;
             unsigned long n = reap(ctx, ctx->deferred[idx].dfn,
-                                   ctx->deferred[idx].nr, false, &later);
+                                   ctx->deferred[idx].nr, false, &foreign);
 
             ctx->deferred[idx].dfn += n;
             ctx->deferred[idx].nr -= n;
@@ -181,7 +183,7 @@ static int release_deferred(struct pv_iommu_ctx *ctx)
         more = ctx->def_head != ctx->def_flushed;
         spin_unlock(&ctx->lock);
 
-        put_now(ctx, &later);
+        put_foreign(ctx, foreign);
         if ( more && hypercall_preempt_check() )
             return -ERESTART;
     } while ( more );
@@ -220,14 +222,14 @@ void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
 
     while ( nr )
     {
-        struct later frames = {};
         unsigned long n;
+        uint64_t foreign;
 
         spin_lock(&ctx->lock);
-        n = reap(ctx, dfn, nr, false, &frames);
+        n = reap(ctx, dfn, nr, false, &foreign);
         spin_unlock(&ctx->lock);
 
-        put_now(ctx, &frames);
+        put_foreign(ctx, foreign);
         dfn += n;
         nr -= n;
     }

@@ -48,24 +48,11 @@ void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn, unsigned long nr,
     }
 }
 
-/* Returns false if it is full. */
-bool put_later(struct later *later, uint64_t pte)
+/* Release what reap() left. No locks may be held, as a grant may end. */
+void put_foreign(const struct pv_iommu_ctx *ctx, uint64_t pte)
 {
-    if ( later->nr == ARRAY_SIZE(later->pte) )
-        return false;
-
-    later->pte[later->nr++] = pte;
-
-    return true;
-}
-
-void put_now(const struct pv_iommu_ctx *ctx, struct later *later)
-{
-    unsigned int i;
-
-    for ( i = 0; i < later->nr; i++ )
-        put_frames(ctx, pte_mfn(later->pte[i]), 1, later->pte[i], true);
-    later->nr = 0;
+    if ( pte )
+        put_frames(ctx, pte_mfn(pte), 1, pte, true);
 }
 
 /* MMIO needs permission, and has no references. Returns how many frames. */

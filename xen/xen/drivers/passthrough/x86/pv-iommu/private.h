@@ -203,21 +203,14 @@ unsigned int get_types(const struct pv_iommu_ctx *ctx, struct piece *piece,
 void put_frames(const struct pv_iommu_ctx *ctx, mfn_t mfn, unsigned long nr,
                 uint64_t pte, bool typed);
 
-/* Frames of other domains, for put_now() to release without ctx->lock. */
-struct later {
-    unsigned int nr;
-    uint64_t pte[32];
-};
-
-bool put_later(struct later *later, uint64_t pte);
-void put_now(const struct pv_iommu_ctx *ctx, struct later *later);
+void put_foreign(const struct pv_iommu_ctx *ctx, uint64_t pte);
 
 /* flush.c */
 void flush_range(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
                  unsigned int flags);
 void flush_ctx(struct pv_iommu_ctx *ctx);
 unsigned long reap(struct pv_iommu_ctx *ctx, unsigned long dfn,
-                   unsigned long nr, bool all, struct later *later);
+                   unsigned long nr, bool all, uint64_t *foreign);
 bool defer(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr);
 int flush_deferred(struct pv_iommu_ctx *ctx, bool always);
 void finish_unmap(struct pv_iommu_ctx *ctx, unsigned long dfn,
