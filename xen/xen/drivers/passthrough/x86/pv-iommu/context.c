@@ -309,11 +309,9 @@ int ctx_free(struct pv_iommu *pv, unsigned int no, bool reattach)
 
         if ( !rc )
         {
-            spin_lock(&ctx->lock);
             spin_lock(&pv->lock);
             ctx->dying = true;
             spin_unlock(&pv->lock);
-            spin_unlock(&ctx->lock);
         }
 
         pcidevs_unlock();

@@ -381,12 +381,6 @@ int write_entries(struct pv_iommu_ctx *ctx, struct writer *w,
         unsigned int idx, n = 0, max;
         uint64_t *ptep, pte;
 
-        if ( ctx->dying )
-        {
-            rc = -EINVAL;
-            break;
-        }
-
         /* Frames of other domains are only released one by one. */
         if ( (pv_hw.page_sizes & PAGE_SIZE_2M) && nr - i >= PT_ENTRIES &&
              !((cur | mfn_x(m)) & (PT_ENTRIES - 1)) &&
@@ -464,12 +458,6 @@ int kill_entries(struct pv_iommu_ctx *ctx, unsigned long dfn, unsigned long nr,
         unsigned int level = 1, idx, n;
         struct page_info *pg;
         uint64_t *tbl;
-
-        if ( ctx->dying )
-        {
-            rc = -EINVAL;
-            break;
-        }
 
         if ( find_table(ctx, dfn + i, &level, false, &pg) )
             ASSERT_UNREACHABLE();
