@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /* PV-IOMMU: creating, looking up and freeing contexts. */
 
+#include <xen/err.h>
 #include <xen/event.h>
 #include <xen/hypercall.h>
 #include <xen/iommu.h>
@@ -178,16 +179,16 @@ int ctx_remove(struct pv_iommu_ctx *ctx, unsigned int own)
 /* desc: only for a nested context, the page with its descriptor. */
 struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
                                 unsigned int no, unsigned int flags,
-                                const gfn_t *desc, int *rc)
+                                const gfn_t *desc)
 {
     struct pv_iommu_ctx *ctx;
+    int rc;
 
     ASSERT(pcidevs_locked());
 
-    *rc = -ENOMEM;
     ctx = xzalloc(struct pv_iommu_ctx);
     if ( !ctx )
-        return NULL;
+        return ERR_PTR(-ENOMEM);
 
     ctx->d = d;
     ctx->pv = pv;
@@ -201,42 +202,35 @@ struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
     INIT_PAGE_LIST_HEAD(&ctx->stale);
     INIT_PAGE_LIST_HEAD(&ctx->spare);
 
-    *rc = 0;
-    if ( ctx->identity )
-        goto out;
-
-    *rc = iommu_call(&iommu_ops, pv_ctx_init, ctx);
-    if ( *rc )
-    {
-        xfree(ctx);
-        return NULL;
-    }
-
-    if ( desc )
-    {
-        nested_add(ctx, *desc);
-        goto out;
-    }
-
-    *rc = new_top(ctx);
-    if ( !*rc && !ctx->empty )
-        *rc = map_reserved(ctx);
-    if ( *rc )
+    rc = ctx->identity ? 0 : iommu_call(&iommu_ops, pv_ctx_init, ctx);
+    if ( rc )
         goto fail;
 
- out:
+    if ( desc )
+        nested_add(ctx, *desc);
+    else if ( !ctx->identity )
+    {
+        rc = new_top(ctx);
+        if ( !rc && !ctx->empty )
+            rc = map_reserved(ctx);
+        if ( rc )
+            goto destroy;
+    }
+
     list_add(&ctx->list, &all_ctx);
+
     return ctx;
 
- fail:
+ destroy:
     /* At most the reserved regions. */
     while ( zap_table(ctx) )
         continue;
     free_top(ctx);
     iommu_vcall(&iommu_ops, pv_ctx_destroy, ctx);
+ fail:
     xfree(ctx);
 
-    return NULL;
+    return ERR_PTR(rc);
 }
 
 struct domain *pv_iommu_domid_owner(domid_t domid)
@@ -259,8 +253,7 @@ struct domain *pv_iommu_domid_owner(domid_t domid)
 int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
             const gfn_t *desc, unsigned int *no)
 {
-    struct pv_iommu_ctx *ctx = NULL;
-    int rc = 0;
+    struct pv_iommu_ctx *ctx;
 
     pcidevs_lock();
 
@@ -269,13 +262,13 @@ int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
             break;
 
     if ( d->is_dying )
-        rc = -EINVAL;
+        ctx = ERR_PTR(-EINVAL);
     else if ( *no > pv->max_ctx )
-        rc = -ENOSPC;
+        ctx = ERR_PTR(-ENOSPC);
     else
-        ctx = ctx_create(d, pv, *no, flags, desc, &rc);
+        ctx = ctx_create(d, pv, *no, flags, desc);
 
-    if ( ctx )
+    if ( !IS_ERR(ctx) )
     {
         spin_lock(&pv->lock);
         pv->ctx[*no] = ctx;
@@ -285,7 +278,7 @@ int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
 
     pcidevs_unlock();
 
-    return rc;
+    return IS_ERR(ctx) ? PTR_ERR(ctx) : 0;
 }
 
 /* Free a context. May return -ERESTART. */

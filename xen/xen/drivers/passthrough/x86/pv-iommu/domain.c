@@ -4,6 +4,7 @@
  * domain's default context, and the debug key.
  */
 
+#include <xen/err.h>
 #include <xen/event.h>
 #include <xen/hypercall.h>
 #include <xen/init.h>
@@ -211,7 +212,7 @@ void pv_iommu_domain_free(struct domain *d)
 void __hwdom_init pv_iommu_hwdom_init(struct domain *d)
 {
     struct pci_dev *pdev;
-    int rc = -ENODEV;
+    int rc;
 
     if ( !opt_pv_iommu_no_dma )
         return;
@@ -221,10 +222,11 @@ void __hwdom_init pv_iommu_hwdom_init(struct domain *d)
     /* There may be a late hardware domain. */
     if ( hwdom_block )
         hwdom_block->d = d;
-    else if ( pv_hw.levels )
-        hwdom_block = ctx_create(d, NULL, 0, 0, NULL, &rc);
-    if ( !hwdom_block )
-        panic("Cannot block DMA of %pd: %d\n", d, rc);
+    else
+        hwdom_block = pv_hw.levels ? ctx_create(d, NULL, 0, 0, NULL)
+                                   : ERR_PTR(-ENODEV);
+    if ( IS_ERR(hwdom_block) )
+        panic("Cannot block DMA of %pd: %ld\n", d, PTR_ERR(hwdom_block));
 
     for_each_pdev ( d, pdev )
     {

@@ -116,7 +116,6 @@ static unsigned int get_pieces(const struct pv_iommu_ctx *ctx, struct runs *r,
 {
     bool translate = paging_mode_translate(ctx->d);
     struct xlat x = { .ctx = ctx };
-    struct piece extra = {};
     unsigned int n = 0;
     unsigned long frames = 0;
 
@@ -124,12 +123,12 @@ static unsigned int get_pieces(const struct pv_iommu_ctx *ctx, struct runs *r,
         p2m_lookup_begin(p2m_get_hostp2m(ctx->d));
 
     *rc = 0;
-    while ( frames < PT_ENTRIES && (*rc = runs_next(r)) > 0 )
+    while ( frames < PT_ENTRIES && n < NR_PIECES && (*rc = runs_next(r)) > 0 )
     {
         /* Do not cut what can be a superpage. */
         unsigned long part = min(r->nr, table_rest(r->dfn));
 
-        while ( part )
+        while ( part && n < NR_PIECES )
         {
             struct piece *last = n ? &piece[n - 1] : NULL;
             unsigned long nr = part;
@@ -152,13 +151,6 @@ static unsigned int get_pieces(const struct pv_iommu_ctx *ctx, struct runs *r,
             if ( last && last->dfn + last->nr == r->dfn && last->pte == pte &&
                  mfn_eq(mfn_add(last->mfn, last->nr), mfn) )
                 last->nr += got;
-            else if ( n == NR_PIECES )
-            {
-                /* References are dropped after the P2M is unlocked. */
-                extra = (struct piece){ .mfn = mfn, .nr = got, .pte = pte };
-                *rc = 0;
-                goto out;
-            }
             else
                 piece[n++] = (struct piece){
                     .dfn = r->dfn, .mfn = mfn, .nr = got, .pte = pte,
@@ -176,7 +168,6 @@ static unsigned int get_pieces(const struct pv_iommu_ctx *ctx, struct runs *r,
  out:
     if ( translate )
         p2m_lookup_end(p2m_get_hostp2m(ctx->d));
-    put_frames(ctx, extra.mfn, extra.nr, extra.pte, false);
 
     return get_types(ctx, piece, n, rc);
 }

@@ -249,7 +249,7 @@ void ctx_put(struct pv_iommu_ctx *ctx);
 int reclaim(struct pv_iommu *pv);
 struct pv_iommu_ctx *ctx_create(struct domain *d, struct pv_iommu *pv,
                                 unsigned int no, unsigned int flags,
-                                const gfn_t *desc, int *rc);
+                                const gfn_t *desc);
 int ctx_teardown(struct pv_iommu_ctx *ctx);
 int ctx_remove(struct pv_iommu_ctx *ctx, unsigned int own);
 int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
