@@ -7,8 +7,8 @@
 HERE=/usr/lib/xen-iommu/debian
 GUESTS=/run/guests
 ECHO=10.0.2.100
-# Seconds that a guest may take under emulation, from its creation to its output.
-PATIENCE=1800
+# Seconds for which a guest may print nothing, or take to go, under emulation.
+PATIENCE=1200
 
 # guest_kind NUMBER: PV and PVH guests in turn, if dom0 can have both
 guest_kind() {
@@ -145,9 +145,10 @@ exists() {
 
 # wait_word NAME PATTERN: wait until a guest has printed such a line
 wait_word() {
-	deadline=$(($(now) + PATIENCE)) looks=0
+	size='' looks=0
 	until log "$1" | grep -q "$2"; do
-		looks=$((looks + 1))
+		looks=$((looks + 1)) last=$size size=$(log "$1" | wc -c)
+		[ "$size" = "$last" ] || deadline=$(($(now) + PATIENCE))
 		# Not each time: under emulation, xl takes longer than it sleeps here.
 		if [ "$(now)" -ge $deadline ] || { [ $((looks % 8)) = 0 ] && ! exists "$1"; }; then
 			# The line may have been its last.
@@ -160,7 +161,7 @@ wait_word() {
 				log "$name" | tail -n 15 | sed "s/^/    # $name: /"
 			done
 			exists "$1" || fail "guest $1 is gone without printing: $2"
-			fail "guest $1 has not printed in $PATIENCE s: $2"
+			fail "guest $1 has printed nothing for $PATIENCE s, expected: $2"
 		fi
 		sleep 1
 	done
