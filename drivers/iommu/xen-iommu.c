@@ -1018,7 +1018,7 @@ static bool xen_iommu_put_ctx(struct xen_iommu_domain *dom, bool empty)
 	empty &= !dom->stray;
 
 	/* Hypervisors with earlier drafts leak pool pages on each free. */
-	if (empty && !(xi->caps & IOMMUCAP_runs) &&
+	if (empty && !dom->desc && !(xi->caps & IOMMUCAP_runs) &&
 	    xi->nr_spare < ARRAY_SIZE(xi->spare)) {
 		xi->spare[xi->nr_spare++] = dom->ctx;
 		return true;

@@ -1528,6 +1528,20 @@ static void nested_alloc_failures(struct kunit *test)
 	atomic_dec(&xt_env.live);
 }
 
+/* Even where freed contexts are kept: the table is gone. */
+static void nested_contexts_are_freed(struct kunit *test)
+{
+	struct sim_conf conf = xt_nested_conf();
+	unsigned int contexts;
+	struct xt *xt;
+
+	conf.caps &= ~IOMMUCAP_runs;
+	xt = xt_start(test, &conf);
+	contexts = sim_nr_contexts(xt->sim);
+	xt_free_domain(xt, xt->domain);
+	EXPECT_EQ(sim_nr_contexts(xt->sim), contexts - 1);
+}
+
 /* Without a suitable format, or if turned off, mapping takes hypercalls. */
 static void nested_is_not_for_everybody(struct kunit *test)
 {
@@ -2728,6 +2742,7 @@ static struct kunit_case xen_iommu_test_cases[] = {
 	KUNIT_CASE(nested_maps_and_unmaps),
 	KUNIT_CASE(nested_flushes),
 	KUNIT_CASE(nested_alloc_failures),
+	KUNIT_CASE(nested_contexts_are_freed),
 	KUNIT_CASE(nested_is_not_for_everybody),
 	KUNIT_CASE_PARAM(concurrent_maps_and_unmaps, conf_gen_params),
 	KUNIT_CASE_PARAM(concurrent_attaches_and_frees, conf_gen_params),
