@@ -506,15 +506,16 @@ static struct pci_dev *pci_get_pdev(struct domain *d, pci_sbdf_t sbdf)
 {
     struct pci_dev *p;
 
-    assert(d || pcidevs);
-    for ( p = (d ?: current->domain)->pdevs; p; p = p->next )
-        if ( p->sbdf.sbdf == sbdf.sbdf )
+    for ( p = d->pdevs; p; p = p->next )
+        if ( p->sbdf.sbdf == sbdf.sbdf && p->domain == d )
             return p;
     return NULL;
 }
 static int pci_iterate_devices(int (*handler)(struct pci_dev *pdev, void *arg),
                                void *arg);
-#define for_each_pdev(d, p) for ( p = (d)->pdevs; p; p = p->next )
+#define for_each_pdev(d, p) \
+    for ( p = (d)->pdevs; p; p = p->next ) \
+        if ( p->domain != (d) ) continue; else
 
 static bool iommu_enabled = true;
 #define IOMMU_FLUSHF_added 1

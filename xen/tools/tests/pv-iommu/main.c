@@ -1336,41 +1336,35 @@ static void run_dying(void)
 static void run_lent(void)
 {
     pv_iommu_init_t init = { NR_CTX, 8 };
-    pv_iommu_alloc_t alloc[2] = {};
+    pv_iommu_alloc_t alloc = {};
     pv_iommu_reattach_device_t move = { .dev.devfn = dev[0].devfn };
     pv_iommu_free_t op_free = {};
     long allocs = xen_allocs;
-    unsigned int i;
 
     set_up(true, FMT_AMD);
-    assert(!call(IOMMU_init, &init));
-    for ( i = 0; i < 2; i++ )
-        assert(!call(IOMMU_alloc_context, &alloc[i]));
-
-    move.ctx_no = alloc[0].ctx_no;
+    pv_iommu_hwdom_init(&dom0);
+    assert(!default_blocks(&dom0));
+    assert(!call(IOMMU_init, &init) && !call(IOMMU_alloc_context, &alloc));
+    move.ctx_no = op_free.ctx_no = alloc.ctx_no;
     assert(!call(IOMMU_reattach_device, &move));
+
     dev[0].domain = &domU;
-    dev[0].in_hw[0] = NULL;
-
-    /* It would return to tables that have been freed. */
-    op_free.ctx_no = alloc[0].ctx_no;
-    assert(call(IOMMU_free_context, &op_free) == -EBUSY);
-
-    /* The other domain's translation stays. */
-    move.ctx_no = alloc[1].ctx_no;
-    assert(!call(IOMMU_reattach_device, &move) && !dev[0].in_hw[0]);
-    assert(!call(IOMMU_free_context, &op_free));
-    assert(dev[0].pv_ctx == dom0.iommu.pv->ctx[alloc[1].ctx_no]);
-
-    op_free.ctx_no = alloc[1].ctx_no;
-    op_free.free_flags = IOMMU_FREE_reattach_default;
-    assert(!call(IOMMU_free_context, &op_free));
-    assert(!dev[0].pv_ctx && !dev[0].in_hw[0]);
-
-    /* Now it is only the other domain's. */
-    move.ctx_no = 0;
     assert(call(IOMMU_reattach_device, &move) == -ENODEV);
+    assert(!call(IOMMU_free_context, &op_free));
+
+    /* It returns to neither freed tables nor all of dom0's memory. */
     dev[0].domain = &dom0;
+    assert(hwdom_block && dev[0].pv_ctx == hwdom_block);
+    move.ctx_no = 0;
+    assert(!call(IOMMU_reattach_device, &move) && !dev[0].in_hw[0]);
+    assert(!hwdom_block->nr_devs);
+
+    while ( zap_table(hwdom_block) )
+        ;
+    free_top(hwdom_block);
+    hw_ctx_destroy(hwdom_block);
+    list_del(&hwdom_block->list);
+    XFREE(hwdom_block);
     tear_down(allocs);
 
     printf("ok - a device is assigned to another domain\n");

@@ -168,8 +168,8 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_alloc_t);
 /*
  * IOMMU_free_context: frees a context and removes all its mappings.
  *
- * -EBUSY: devices are in the context, or will return to it, and
- * IOMMU_FREE_reattach_default is not set; the context is unchanged. If a device cannot be moved, the error is
+ * -EBUSY: devices are in the context and IOMMU_FREE_reattach_default is not
+ * set; the context is unchanged. If a device cannot be moved, the error is
  * that of IOMMU_reattach_device; other devices may have been moved.
  */
 
@@ -290,8 +290,8 @@ DEFINE_XEN_GUEST_HANDLE(pv_iommu_flush_pages_t);
 /*
  * IOMMU_reattach_device: moves a device to a context, 0 for the default one.
  *
- * A device that is assigned to another domain returns to the context that it
- * was in. Moving it meanwhile changes where it returns to.
+ * A device that was assigned to another domain returns to the context that it
+ * was in. If that has been freed, its DMA is blocked until it is moved.
  *
  * -ENODEV: no such device (older: -ENOENT), or it is not behind an IOMMU.
  * -EPERM: the device is not the caller's. On error, it stays where it was.

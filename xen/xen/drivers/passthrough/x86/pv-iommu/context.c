@@ -282,10 +282,12 @@ int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
 }
 
 /* Free a context. May return -ERESTART. */
-int ctx_free(struct pv_iommu *pv, unsigned int no, bool reattach)
+int ctx_free(struct domain *d, struct pv_iommu *pv, unsigned int no,
+             bool reattach)
 {
     /* It is dying already in a continuation, or if another call frees it. */
     struct pv_iommu_ctx *ctx = ctx_get(pv, no, true);
+    struct pci_dev *pdev;
     int rc = 0;
 
     if ( !ctx )
@@ -295,8 +297,16 @@ int ctx_free(struct pv_iommu *pv, unsigned int no, bool reattach)
     {
         pcidevs_lock();
 
-        if ( reattach )
-            rc = ctx_detach_all(ctx);
+        for_each_pdev ( d, pdev )
+            if ( pdev->pv_ctx == ctx )
+            {
+                rc = reattach ? pdev_attach(pdev, NULL) : -EBUSY;
+                if ( rc )
+                    break;
+            }
+
+        if ( !rc && ctx->nr_devs )
+            pci_iterate_devices(pdev_orphan, ctx);
         if ( !rc && ctx->nr_devs )
             rc = -EBUSY;
 

@@ -6,12 +6,16 @@
 
 #include "private.h"
 
-/* Context 0 of the hardware domain, if that blocks DMA. */
+/*
+ * Blocks all DMA except to reserved regions. With dom0-iommu=no-dma, this is
+ * the hardware domain's context 0. A device returns to it if its context was
+ * freed while it was assigned to another domain.
+ */
 struct pv_iommu_ctx *__read_mostly hwdom_block;
 
 bool default_blocks(const struct domain *d)
 {
-    return hwdom_block && is_hardware_domain(d);
+    return opt_pv_iommu_no_dma && is_hardware_domain(d);
 }
 
 struct pv_iommu_ctx *pv_iommu_pdev_ctx(const struct domain *d,
@@ -21,7 +25,7 @@ struct pv_iommu_ctx *pv_iommu_pdev_ctx(const struct domain *d,
 
     ASSERT(pcidevs_locked());
 
-    if ( !ctx && is_hardware_domain(d) )
+    if ( !ctx && default_blocks(d) )
         ctx = hwdom_block;
 
     return ctx && ctx->d == d && !ctx->identity ? ctx : NULL;
@@ -44,20 +48,10 @@ int attach_functions(struct pci_dev *pdev)
     return rc;
 }
 
-/* Is it assigned to another domain, and will return to its context? */
-static bool pdev_lent(const struct pci_dev *pdev)
-{
-    return pdev->pv_ctx && pdev->pv_ctx->d != pdev->domain;
-}
-
-/*
- * Move a device to a context, or to context 0 (NULL). If it is assigned to
- * another domain, that is where it will return to.
- */
-static int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
+/* Move a device to a context, or to context 0 (NULL). */
+int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
 {
     struct pv_iommu_ctx *old = pdev->pv_ctx;
-    bool lent = pdev_lent(pdev);
     int rc;
 
     ASSERT(pcidevs_locked());
@@ -67,7 +61,7 @@ static int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
     smp_wmb();
 
     pdev->pv_ctx = ctx;
-    rc = lent ? 0 : attach_functions(pdev);
+    rc = attach_functions(pdev);
     if ( rc )
     {
         pdev->pv_ctx = old;
@@ -103,6 +97,12 @@ static int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx)
     return rc;
 }
 
+/* Is it assigned to another domain, and will return to its context? */
+bool pdev_lent(const struct pci_dev *pdev)
+{
+    return pdev->pv_ctx && pdev->pv_ctx->d != pdev->domain;
+}
+
 int pv_iommu_release_pdev(struct pci_dev *pdev)
 {
     ASSERT(pcidevs_locked());
@@ -119,17 +119,21 @@ void pv_iommu_forget_pdev(struct pci_dev *pdev)
     pdev->pv_ctx = NULL;
 }
 
-static int cf_check pdev_leave(struct pci_dev *pdev, void *ctx)
+/*
+ * A context is being freed: devices that would return to it will be blocked.
+ */
+int cf_check pdev_orphan(struct pci_dev *pdev, void *arg)
 {
-    return pdev->pv_ctx == ctx ? pdev_attach(pdev, NULL) : 0;
-}
+    struct pv_iommu_ctx *ctx = arg;
 
-/* Move all devices in a context to context 0. */
-int ctx_detach_all(struct pv_iommu_ctx *ctx)
-{
-    ASSERT(pcidevs_locked());
+    if ( pdev->pv_ctx == ctx && pdev_lent(pdev) )
+    {
+        pdev->pv_ctx = hwdom_block;
+        hwdom_block->nr_devs++;
+        ctx->nr_devs--;
+    }
 
-    return ctx->nr_devs ? pci_iterate_devices(pdev_leave, ctx) : 0;
+    return 0;
 }
 
 int pdev_move(struct domain *d, struct pv_iommu *pv, pci_sbdf_t sbdf,
@@ -141,8 +145,12 @@ int pdev_move(struct domain *d, struct pv_iommu *pv, pci_sbdf_t sbdf,
 
     pcidevs_lock();
 
-    pdev = pci_get_pdev(NULL, sbdf);
-    if ( !pdev || (pdev->pv_ctx ? pdev->pv_ctx->d : pdev->domain) != d )
+    pdev = pci_get_pdev(d, sbdf);
+    if ( !pdev )
+        goto out;
+
+    rc = -EBUSY;
+    if ( pdev_lent(pdev) )
         goto out;
 
     if ( no )

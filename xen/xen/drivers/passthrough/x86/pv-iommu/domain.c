@@ -14,7 +14,7 @@
 
 #include "private.h"
 
-bool __hwdom_initdata opt_pv_iommu_no_dma;
+bool __ro_after_init opt_pv_iommu_no_dma;
 
 /*
  * Free up to nr pages of a pool that is not in use. Returns true if there are
@@ -147,6 +147,7 @@ int pv_iommu_domain_destroy(struct domain *d)
 {
     struct domain_iommu *hd = dom_iommu(d);
     struct pv_iommu *pv = hd->pv;
+    struct pci_dev *pdev;
     unsigned int no;
     int rc;
 
@@ -161,6 +162,12 @@ int pv_iommu_domain_destroy(struct domain *d)
     if ( !pv )
         return 0;
 
+    pcidevs_lock();
+    for_each_pdev ( d, pdev )
+        if ( pv_iommu_release_pdev(pdev) )
+            printk(XENLOG_ERR "%pp: left in an IOMMU context\n", &pdev->sbdf);
+    pcidevs_unlock();
+
     for ( no = 1; no <= pv->max_ctx; no++ )
     {
         struct pv_iommu_ctx *ctx = pv->ctx[no];
@@ -168,11 +175,7 @@ int pv_iommu_domain_destroy(struct domain *d)
         if ( !ctx )
             continue;
 
-        pcidevs_lock();
-        rc = ctx_detach_all(ctx);
-        pcidevs_unlock();
-
-        if ( rc || ctx->nr_devs )
+        if ( ctx->nr_devs )
         {
             /* Devices that could not be moved may still walk its tables. */
             printk(XENLOG_ERR "%pd: IOMMU context %u leaked\n", d, no);
@@ -214,19 +217,33 @@ void __hwdom_init pv_iommu_hwdom_init(struct domain *d)
     struct pci_dev *pdev;
     int rc;
 
-    if ( !opt_pv_iommu_no_dma )
-        return;
-
     pcidevs_lock();
 
     /* There may be a late hardware domain. */
     if ( hwdom_block )
         hwdom_block->d = d;
-    else
-        hwdom_block = pv_hw.levels ? ctx_create(d, NULL, 0, 0, NULL)
-                                   : ERR_PTR(-ENODEV);
-    if ( IS_ERR(hwdom_block) )
-        panic("Cannot block DMA of %pd: %ld\n", d, PTR_ERR(hwdom_block));
+    else if ( pv_hw.levels )
+    {
+        struct pv_iommu_ctx *ctx = ctx_create(d, NULL, 0, 0, NULL);
+
+        if ( !IS_ERR(ctx) )
+            hwdom_block = ctx;
+        else
+        {
+            printk(XENLOG_WARNING "PV-IOMMU: not available: %ld\n",
+                   PTR_ERR(ctx));
+            pv_hw.levels = 0;
+        }
+    }
+
+    if ( !opt_pv_iommu_no_dma )
+    {
+        pcidevs_unlock();
+        return;
+    }
+
+    if ( !hwdom_block )
+        panic("Cannot block DMA of %pd\n", d);
 
     for_each_pdev ( d, pdev )
     {

@@ -246,7 +246,7 @@ static int op_free(struct domain *d, struct pv_iommu *pv,
     if ( rc )
         return rc;
 
-    return ctx_free(pv, op.ctx_no, op.free_flags);
+    return ctx_free(d, pv, op.ctx_no, op.free_flags);
 }
 
 static int op_reattach(struct domain *d, struct pv_iommu *pv,

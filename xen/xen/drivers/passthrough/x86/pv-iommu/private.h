@@ -3,6 +3,7 @@
  * PV-IOMMU: a domain manages I/O address spaces (contexts) for its devices.
  * See docs/designs/pv-iommu.md for the concept.
  *
+ *   abi.c       build-time checks of the ABI
  *   ops.c       the hypercall: validation, copying, continuations; parameters
  *   domain.c    setting up and tearing down a domain's contexts
  *   map.c       mapping and unmapping runs of frames
@@ -239,7 +240,9 @@ void nested_flush(struct pv_iommu_ctx *ctx, unsigned long dfn,
 extern struct pv_iommu_ctx *hwdom_block;
 bool default_blocks(const struct domain *d);
 int attach_functions(struct pci_dev *pdev);
-int ctx_detach_all(struct pv_iommu_ctx *ctx);
+int pdev_attach(struct pci_dev *pdev, struct pv_iommu_ctx *ctx);
+bool pdev_lent(const struct pci_dev *pdev);
+int cf_check pdev_orphan(struct pci_dev *pdev, void *arg);
 int pdev_move(struct domain *d, struct pv_iommu *pv, pci_sbdf_t sbdf,
               unsigned int no);
 
@@ -254,7 +257,8 @@ int ctx_teardown(struct pv_iommu_ctx *ctx);
 int ctx_remove(struct pv_iommu_ctx *ctx, unsigned int own);
 int ctx_new(struct domain *d, struct pv_iommu *pv, unsigned int flags,
             const gfn_t *desc, unsigned int *no);
-int ctx_free(struct pv_iommu *pv, unsigned int no, bool reattach);
+int ctx_free(struct domain *d, struct pv_iommu *pv, unsigned int no,
+             bool reattach);
 
 /* domain.c */
 int init_domain(struct domain *d, unsigned int max_ctx, unsigned long pages,
