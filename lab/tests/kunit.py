@@ -9,9 +9,9 @@ import build
 import judge
 from lab import Lab
 from tests.boots import booted
+from tests.xen import STANDARD
 from util import LOGS, REPO, Fail, clean_env, run
 
-STANDARD = "groups boot-log disk-read disk-write edu-dma edu-iommu"
 SUITE = "drivers/iommu/tests"
 DRIVER = "drivers/iommu/xen-iommu.c"
 MIN_COVERAGE = 95       # percentage of the driver's lines
