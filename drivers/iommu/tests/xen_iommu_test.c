@@ -2162,8 +2162,12 @@ static void storm_of_faults(struct kunit *test)
 	EXPECT_EQ(xt_attach(xt, xt->domain, 1), 0);
 	iommu_set_fault_handler(xt->domain, xt_fault_handler, &seen);
 	sim_reset_calls(xt->sim);
+	/* On a slow machine, some would be fetched before the last one comes. */
+	disable_delayed_work_sync(&xen_iommu->faults);
 	for (unsigned int i = 0; i < 10000; i++)
 		sim_report_fault(xt->sim, xt_sim_dev(xt, 1), i, 0, 5);
+	enable_delayed_work(&xen_iommu->faults);
+	schedule_delayed_work(&xen_iommu->faults, 0);
 	do
 		flush_delayed_work(&xen_iommu->faults);
 	while (delayed_work_pending(&xen_iommu->faults));
