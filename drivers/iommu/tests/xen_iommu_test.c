@@ -865,6 +865,15 @@ static void map_of_neighbours_is_synced_apart(struct kunit *test)
 				xt_unmap(xt, page, 8);
 			EXPECT_EQ(xt_nr_frames(xt), 0);
 		}
+
+	/* What is synced does not grow: the next one needs no cut, and no memory. */
+	EXPECT_EQ(xt_map(xt, 0, 0, 1), 0);
+	EXPECT_EQ(xt_map_nosync(xt, 1, 1, 1), 0);
+	xt_fail_alloc(1);
+	EXPECT_EQ(xt_sync(xt, 1, 1), 0);
+	EXPECT_EQ(xt_unmap(xt, 0, 1), 1);
+	xt_fail_alloc(0);
+	EXPECT_EQ(xt_unmap(xt, 1, 1), 1);
 }
 
 /*
