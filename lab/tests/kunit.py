@@ -75,9 +75,12 @@ def kunit(lab):
             old.unlink(missing_ok=True)
         run("KUnit", ["python3", "tools/testing/kunit/kunit.py", "run", *kunit_options(obj)], log,
             cwd=src, env=clean_env(**build.ENV))
-        done = re.findall(r"Ran (\d+) tests: passed: (\d+)", log.read_text(errors="replace"))
+        done = re.findall(r"Ran (\d+) tests: passed: (\d+)(.*)", log.read_text(errors="replace"))
         if not done or not int(done[-1][1]):
             raise Fail(f"no test ran; log: {log.relative_to(REPO)}")
+        # kunit.py's exit code can be 0 after a crash.
+        if "errors:" in done[-1][2]:
+            raise Fail(f"results are missing, the kernel may have crashed; log: {log.relative_to(REPO)}")
         print(f"# {done[-1][1]} of {done[-1][0]} passed", flush=True)
         judge_console(console)
         judge_coverage(lab, obj)

@@ -56,10 +56,12 @@ def run_kunit(tree, test, options):
                              check=False, timeout=600)
     except subprocess.TimeoutExpired:
         return "failed"
-    if "Testing complete" not in run.stdout or test not in run.stdout:
+    summary = re.search(r"Testing complete\. .*", run.stdout)
+    if not summary or test not in run.stdout:
         sys.stderr.write(run.stdout[-2000:])
         return "not run"
-    return "failed" if run.returncode else "passed"
+    # kunit.py's exit code can be 0 after a crash.
+    return "failed" if run.returncode or "errors:" in summary[0] else "passed"
 
 
 def main():
