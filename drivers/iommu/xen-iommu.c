@@ -766,7 +766,7 @@ static int xen_iommu_issue(struct xen_iommu_batch *b)
 	for (size = done << XEN_PAGE_SHIFT; size; size -= n) {
 		n = min(size, xen_iommu_size(m) - m->mapped);
 		m->mapped += n;
-		m = to_mapping(rb_next(&m->node));
+		m = xen_iommu_next(dom, m, ULONG_MAX);
 	}
 	return ret;
 }
