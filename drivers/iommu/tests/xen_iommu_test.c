@@ -1507,6 +1507,11 @@ static void nested_flushes(struct kunit *test)
 	EXPECT_EQ(xt_warnings(), 1);
 	xt_flush(xt);
 	EXPECT(xt_is_empty(xt, 0, 4));
+
+	/* Without a queue, too, devices forget the tables that are freed. */
+	EXPECT_EQ(xt_map(xt, 0, 1, 1024), 0);
+	EXPECT(xt_is_mapped(xt, 0, 1, 1024, 1));
+	EXPECT_EQ(xt_unmap(xt, 0, 1024), 1024);
 }
 
 static void nested_alloc_failures(struct kunit *test)
