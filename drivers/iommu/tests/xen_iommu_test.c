@@ -866,7 +866,7 @@ static void map_of_neighbours_is_synced_apart(struct kunit *test)
 			EXPECT_EQ(xt_nr_frames(xt), 0);
 		}
 
-	/* What is synced does not grow: the next one needs no cut, and no memory. */
+	/* A synced mapping does not grow: its neighbour needs no cut, and no memory. */
 	EXPECT_EQ(xt_map(xt, 0, 0, 1), 0);
 	EXPECT_EQ(xt_map_nosync(xt, 1, 1, 1), 0);
 	xt_fail_alloc(1);
