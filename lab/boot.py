@@ -245,7 +245,7 @@ def explain(result):
     """The lines that explain a failed boot to the user."""
     lines = list(result.reasons)
     if failed := judge.NOT_OK.search(result.channel):
-        lines += [f"  {line}" for line in judge.last_lines(result.channel[:failed.start()], 12)]
+        lines += [f"  {line}" for line in judge.last_lines(result.channel[:failed.start()], 40)]
     if not judge.VERDICT.search(result.channel):
         lines += [f"  console: {line}" for line in judge.last_lines(result.console)]
     return lines
