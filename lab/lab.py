@@ -110,8 +110,8 @@ class Lab:
         if show:
             say(f"booting {'dom0 ' + chosen.dom0 if image else 'Linux without Xen'}, IOMMU {chosen.iommu}, in QEMU")
         return boot.boot(boot.Boot(name=name, kernel=kernel, initrd=initrd, xen=image, settings=chosen,
-                                   expect=expect or machines.EXPECT[chosen.dom0], xen_args=xen_args, disk=disk, cpus=cpus,
-                                   timeout=timeout, env=env or {}, **debian_root), show=show, shell=shell)
+                                   expect=expect or machines.expected(chosen.dom0, chosen.dom0_args), xen_args=xen_args,
+                                   disk=disk, cpus=cpus, timeout=timeout, env=env or {}, **debian_root), show=show, shell=shell)
 
 
 def run(lab):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0
 """The machines that QEMU emulates, as data."""
+import re
 
 # For every machine. The second serial port carries the verdict, by port I/O, never by DMA.
 COMMON = ["-M", "q35", "-display", "none", "-vga", "none", "-net", "none", "-no-reboot", "-nodefaults"]
@@ -65,5 +66,9 @@ LINUX_ARGS = "panic=1 rdinit=/init"
 LAZY, STRICT = "iommu.strict=0", "iommu.strict=1"
 LINUX_ARGS_DOM0 = {"pvh": "console=hvc0", "pv": "console=hvc0", "bare": "console=ttyS0"}
 
-# The default domain that dom0's devices are expected to have, with our driver on our Xen.
-EXPECT = {"pvh": "translated", "pv": "identity"}
+
+def expected(dom0, args):
+    """The default domain that dom0's devices are expected to have, with our driver on our Xen."""
+    chosen = re.findall(r"(?<!\S)iommu(?:\.passthrough=|=(?=(?:no)?pt(?!\S)))(\S+)", args)
+    identity = chosen[-1].lower() in ("1", "y", "yes", "t", "true", "on", "pt") if chosen else dom0 == "pv"
+    return "identity" if identity else "translated"

@@ -12,13 +12,13 @@ from machines import LAZY, STRICT
 from tests.boots import booted, fits
 from util import LOGS, Fail, run
 
-# Kind of dom0, domains of its devices, arguments of its kernel.
+# Kind of dom0, arguments of its kernel.
 MODES = {
-    "pvh-lazy": ("pvh", "translated", LAZY),
-    "pvh-strict": ("pvh", "translated", STRICT),
-    "pv-translated": ("pv", "translated", f"iommu.passthrough=0 {LAZY}"),
-    "pv-translated-strict": ("pv", "translated", f"iommu.passthrough=0 {STRICT}"),
-    "pv-identity": ("pv", "identity", LAZY),
+    "pvh-lazy": ("pvh", LAZY),
+    "pvh-strict": ("pvh", STRICT),
+    "pv-translated": ("pv", f"iommu.passthrough=0 {LAZY}"),
+    "pv-translated-strict": ("pv", f"iommu.passthrough=0 {STRICT}"),
+    "pv-identity": ("pv", LAZY),
 }
 # A PV dom0 can have PVH guests only on a machine with nested paging, which those of the other tests lack.
 CPU = {"pv": f"-cpu {machines.CPU['pvh', 'vtd']} "}
@@ -26,11 +26,11 @@ SHORT = ("groups", "guest-io", "guest-gntdev", "guest-cycles")
 
 
 def guests(mode, tests=SHORT, cycles=2, what="", qemu_args="", **kw):
-    dom0, expect, args = MODES[mode]
+    dom0, args = MODES[mode]
 
     def case(lab):
         fits(dom0, "vtd")
-        booted(lab, f"guests-{mode}{what}", dom0=dom0, iommu="vtd", root="debian", expect=expect, dom0_args=args, cpus=1,
+        booted(lab, f"guests-{mode}{what}", dom0=dom0, iommu="vtd", root="debian", dom0_args=args, cpus=1,
                qemu_args=CPU.get(dom0, "") + qemu_args,
                env={"LAB_TESTS": f"'{' '.join(tests)}'", "LAB_GUEST_CYCLES": cycles}, **{"timeout": 1500, **kw})
     return case
