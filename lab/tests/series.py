@@ -19,20 +19,25 @@ MAX_LINES = 500
 WORKS = "/usr/lib/xen-iommu/disk-read && /usr/lib/xen-iommu/kernel-log"
 
 
-class Boots:
-    """Boots what a step has built, if it is another image than before, in a PVH and a PV dom0; all else is the lab's."""
+class Steps:
+    """Builds the steps of a series, and boots each new image in a PVH and a PV dom0; all else is the lab's."""
 
-    def __init__(self, lab, name, image, **parts):
-        self.lab, self.name, self.image = copy.copy(lab), name, image
+    def __init__(self, lab, name, tree, target, **parts):
+        self.lab, self.name, self.tree, self.target = copy.copy(lab), name, tree, target
         self.lab.__dict__.update(initrd=lab.initrd, **parts)
-        self.built = None
+        self.booted = None
 
-    def after(self, number):
-        if (built := self.image.stat().st_mtime_ns) == self.built:
-            return
-        self.built = built
-        for dom0 in ("pvh", "pv"):
-            booted(self.lab, f"{self.name}-{number}-{dom0}", dom0=dom0, iommu="vtd", run=WORKS, dom0_args="kunit.enable=0")
+    def take(self, number, repo):
+        """Build the tree with the files of `repo`, and boot the image if it is another than before."""
+        self.target.log = LOGS / f"test/{self.name}-{number}.log"
+        with build.lock():
+            overlay.apply(self.tree, None, {rel: repo / rel for rel in series.git(repo, "ls-files").splitlines()}, [])
+            self.target.build()
+        image = self.target.image.stat().st_mtime_ns
+        if image != self.booted:
+            self.booted = image
+            for dom0 in ("pvh", "pv"):
+                booted(self.lab, f"{self.name}-{number}-{dom0}", dom0=dom0, iommu="vtd", run=WORKS, dom0_args="kunit.enable=0")
 
 
 def applied(kind, lab, each):
@@ -58,10 +63,6 @@ def applied(kind, lab, each):
                 raise Fail(f"the series results in another {rel} than the lab builds")
 
 
-def files_in(repo):
-    return {rel: repo / rel for rel in series.git(repo, "ls-files").splitlines()}
-
-
 def linux(lab):
     src = lab.linux_source
     tree = src.with_name(src.name + "-series")
@@ -70,10 +71,10 @@ def linux(lab):
         run("linking the source", ["cp", "-al", src, f"{tree}.partial"], LOGS / "test/series-linux.log")
         Path(f"{tree}.partial").rename(tree)
         for suffix in (".overlay.json", ".orig"):
-            state, copy = Path(f"{src}{suffix}"), Path(f"{tree}{suffix}")
-            (shutil.copytree if state.is_dir() else shutil.copy)(state, copy)
+            state = Path(f"{src}{suffix}")
+            (shutil.copytree if state.is_dir() else shutil.copy)(state, f"{tree}{suffix}")
     kernel = build.Kernel(tree, "series", ("dom0.config", "check.config"))
-    boots = Boots(lab, "series-linux", kernel.image, kernel=kernel)
+    steps = Steps(lab, "series-linux", tree, kernel, kernel=kernel)
 
     def script(name, *args):
         return subprocess.run(["perl", f"scripts/{name}", *args], cwd=src, env=clean_env(), stdin=subprocess.DEVNULL,
@@ -89,11 +90,7 @@ def linux(lab):
         maintainers = script("get_maintainer.pl", "--no-git", patch)
         if maintainers.returncode or maintainers.stderr or "@" not in maintainers.stdout:
             raise Fail(f"{patch.name}: get_maintainer.pl: {maintainers.stderr or 'nobody'}")
-        kernel.log = LOGS / f"test/series-linux-{number}.log"
-        with build.lock():
-            overlay.apply(tree, None, files_in(repo), [])
-            kernel.build()
-        boots.after(number)
+        steps.take(number, repo)
 
     applied("linux", lab, each)
 
@@ -105,16 +102,8 @@ def xen(lab):
         run("copying the source", ["cp", "-a", stock, f"{tree}.partial"], LOGS / "test/series-xen.log")
         Path(f"{tree}.partial").rename(tree)
     hypervisor = build.Xen(tree)
-    boots = Boots(lab, "series-xen", hypervisor.image, xen=hypervisor.image)
-
-    def each(number, patch, repo):
-        hypervisor.log = LOGS / f"test/series-xen-{number}.log"
-        with build.lock():
-            overlay.apply(tree, None, files_in(repo), [])
-            hypervisor.build()
-        boots.after(number)
-
-    applied("xen", lab, each)
+    steps = Steps(lab, "series-xen", tree, hypervisor, xen=hypervisor.image)
+    applied("xen", lab, lambda number, patch, repo: steps.take(number, repo))
 
 
 CASES = {}
