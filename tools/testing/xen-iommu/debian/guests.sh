@@ -65,6 +65,7 @@ while [ $rounds -lt $ROUNDS ]; do
 	use_net
 	use_disk
 	rounds=$((rounds + 1))
+	echo "round $rounds"
 	[ $rounds -gt 1 ] || echo BUSY
 done
 '
