@@ -10,7 +10,8 @@ ECHO=10.0.2.100
 # Seconds for which a guest may print nothing, or take to go, under emulation.
 PATIENCE=600
 
-# Of earlier tests.
+# Without those of earlier tests.
+mkdir -p /var/log/xen/console
 rm -f /var/log/xen/console/guest-*.log
 
 # guest_kind NUMBER: PV and PVH guests in turn, if dom0 can have both
