@@ -13,6 +13,9 @@
  *                                  write them to FILE without the page cache, unmap the
  *                                  first mapping, do it again, unmap the second. hold:
  *                                  print "HELD" and wait for a line of stdin in between
+ *   guest-grants reuse DOMID FILE OFFSET TIMES REF...
+ *                                  in dom0: write them to FILE and read them back, TIMES
+ *                                  times, each time newly mapped and in another order
  *   guest-grants pattern SEED COUNT          write the pattern of "fill" to stdout
  */
 #define _GNU_SOURCE
@@ -193,6 +196,44 @@ static int take(int argc, char **argv)
 	return 0;
 }
 
+/* The same pages of dom0 stand for other frames right after they were unmapped. */
+static int reuse(int argc, char **argv)
+{
+	off_t offset = strtoull(argv[2], NULL, 0);
+	int file, domid = atoi(argv[0]), times = atoi(argv[3]), count = argc - 4;
+	char **refs = argv + 4;
+	struct mapping m;
+
+	file = open(argv[1], O_RDWR | O_DIRECT);
+	if (file < 0)
+		fatal(argv[1]);
+	for (int n = 0; n < times; n++) {
+		char *one = refs[0];
+
+		m = map_grants(domid, refs, count);
+		for (int i = 0; i < count; i++)
+			pattern((unsigned int *)(m.pages + i * PAGE), n, i);
+		direct_io(file, &m, offset, false);
+		unmap_grants(&m);
+
+		memmove(refs, refs + 1, (count - 1) * sizeof(*refs));
+		refs[count - 1] = one;
+		m = map_grants(domid, refs, count);
+		direct_io(file, &m, offset, true);
+		for (int i = 0; i < count; i++) {
+			unsigned int page[PAGE / 4];
+
+			pattern(page, n, i);
+			if (memcmp(page, m.pages + i * PAGE, PAGE)) {
+				fprintf(stderr, "guest-grants: round %d: page %d differs\n", n, i);
+				return 1;
+			}
+		}
+		unmap_grants(&m);
+	}
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	unsigned int page[PAGE / 4];
@@ -201,6 +242,8 @@ int main(int argc, char **argv)
 		return give(atoi(argv[2]));
 	if (argc > 6 && !strcmp(argv[1], "take"))
 		return take(argc - 2, argv + 2);
+	if (argc > 6 && !strcmp(argv[1], "reuse"))
+		return reuse(argc - 2, argv + 2);
 	if (argc == 4 && !strcmp(argv[1], "pattern")) {
 		for (int i = 0; i < atoi(argv[3]); i++) {
 			pattern(page, strtoul(argv[2], NULL, 0), i);
@@ -209,6 +252,7 @@ int main(int argc, char **argv)
 		return fflush(stdout) ? 1 : 0;
 	}
 	fprintf(stderr, "usage: guest-grants give COUNT | pattern SEED COUNT |\n"
-		"       take DOMID FILE OFFSET read|write [hold] REF...\n");
+		"       take DOMID FILE OFFSET read|write [hold] REF... |\n"
+		"       reuse DOMID FILE OFFSET TIMES REF...\n");
 	return 2;
 }

@@ -171,7 +171,7 @@ wait_word() {
 		# Another guest may be what it waits for.
 		if failed=$(grep -ls '^GUEST-EXIT [^0]' /var/log/xen/console/guest-*.log); then
 			reason="failed: $(echo "$failed" | xargs basename -a -s .log | xargs)"
-		elif [ "$(now)" -ge $deadline ]; then
+		elif [ "$(now)" -ge "$deadline" ]; then
 			reason="guest $1 has printed nothing for $PATIENCE s, expected: $2"
 		# Not each time: xl is slow under emulation. The line may have been its last.
 		elif [ $((looks % 4)) = 0 ] && ! exists "$1" && ! log "$1" | grep -q "$2"; then
