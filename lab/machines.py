@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0
 """The machines that QEMU emulates, as data."""
-import re
 
 # For every machine. The second serial port carries the verdict, by port I/O, never by DMA.
 COMMON = ["-M", "q35", "-display", "none", "-vga", "none", "-net", "none", "-no-reboot", "-nodefaults"]
@@ -69,6 +68,11 @@ LINUX_ARGS_DOM0 = {"pvh": "console=hvc0", "pv": "console=hvc0", "bare": "console
 
 def expected(dom0, args):
     """The default domain that dom0's devices are expected to have, with our driver on our Xen."""
-    chosen = re.findall(r"(?<!\S)iommu(?:\.passthrough=|=(?=(?:no)?pt(?!\S)))(\S+)", args)
-    identity = chosen[-1].lower() in ("1", "y", "yes", "t", "true", "on", "pt") if chosen else dom0 == "pv"
+    identity = dom0 == "pv"
+    for arg in args.split():
+        name, _, value = arg.partition("=")
+        if name == "iommu.passthrough":
+            identity = value.lower() in ("1", "y", "yes", "t", "true", "on")
+        elif arg in ("iommu=pt", "iommu=nopt"):
+            identity = value == "pt"
     return "identity" if identity else "translated"

@@ -56,6 +56,26 @@ static void pattern(unsigned int *page, unsigned int seed, int number)
 	}
 }
 
+/* Fill the pages from number @first on. */
+static void fill(char *pages, int first, int count, unsigned int seed)
+{
+	for (int i = first; i < count; i++)
+		pattern((unsigned int *)(pages + i * PAGE), seed, i);
+}
+
+/* Return the number of a page that differs, or -1. */
+static int find_wrong(const char *pages, int first, int count, unsigned int seed)
+{
+	unsigned int expected[PAGE / 4];
+
+	for (int i = first; i < count; i++) {
+		pattern(expected, seed, i);
+		if (memcmp(pages + i * PAGE, expected, PAGE))
+			return i;
+	}
+	return -1;
+}
+
 static char *map(int fd, off_t index, int count)
 {
 	void *pages = mmap(NULL, count * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, index);
@@ -69,7 +89,6 @@ static int give(int count)
 {
 	int fd = open("/dev/xen/gntalloc", O_RDWR), ended = 0;
 	struct ioctl_gntalloc_alloc_gref *request;
-	unsigned int expected[PAGE / 4];
 	char line[80], *pages;
 
 	request = calloc(1, sizeof(*request) + count * sizeof(request->gref_ids[0]));
@@ -90,15 +109,13 @@ static int give(int count)
 
 		line[strcspn(line, "\n")] = '\0';
 		if (!strncmp(line, "fill", 4)) {
-			for (int i = ended; i < count; i++)
-				pattern((unsigned int *)(pages + i * PAGE), seed, i);
+			fill(pages, ended, count, seed);
 		} else if (!strncmp(line, "check", 5)) {
-			for (int i = ended; i < count; i++) {
-				pattern(expected, seed, i);
-				if (memcmp(pages + i * PAGE, expected, PAGE)) {
-					printf("WRONG page %d is not as expected\n", i);
-					return 1;
-				}
+			int wrong = find_wrong(pages, ended, count, seed);
+
+			if (wrong >= 0) {
+				printf("WRONG page %d is not as expected\n", wrong);
+				return 1;
 			}
 		} else if (!strncmp(line, "end", 3)) {
 			struct ioctl_gntalloc_dealloc_gref old = {
@@ -196,7 +213,10 @@ static int take(int argc, char **argv)
 	return 0;
 }
 
-/* The same pages of dom0 stand for other frames right after they were unmapped. */
+/*
+ * Map the grants again right after they were unmapped, in another order: a mapping
+ * that is still there would show as a page with another one's contents.
+ */
 static int reuse(int argc, char **argv)
 {
 	off_t offset = strtoull(argv[2], NULL, 0);
@@ -209,10 +229,10 @@ static int reuse(int argc, char **argv)
 		fatal(argv[1]);
 	for (int n = 0; n < times; n++) {
 		char *one = refs[0];
+		int wrong;
 
 		m = map_grants(domid, refs, count);
-		for (int i = 0; i < count; i++)
-			pattern((unsigned int *)(m.pages + i * PAGE), n, i);
+		fill(m.pages, 0, count, n);
 		direct_io(file, &m, offset, false);
 		unmap_grants(&m);
 
@@ -220,14 +240,10 @@ static int reuse(int argc, char **argv)
 		refs[count - 1] = one;
 		m = map_grants(domid, refs, count);
 		direct_io(file, &m, offset, true);
-		for (int i = 0; i < count; i++) {
-			unsigned int page[PAGE / 4];
-
-			pattern(page, n, i);
-			if (memcmp(page, m.pages + i * PAGE, PAGE)) {
-				fprintf(stderr, "guest-grants: round %d: page %d differs\n", n, i);
-				return 1;
-			}
+		wrong = find_wrong(m.pages, 0, count, n);
+		if (wrong >= 0) {
+			fprintf(stderr, "guest-grants: round %d: page %d differs\n", n, wrong);
+			return 1;
 		}
 		unmap_grants(&m);
 	}

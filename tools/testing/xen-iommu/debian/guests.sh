@@ -10,9 +10,9 @@ ECHO=10.0.2.100
 # Seconds for which a guest may print nothing, or take to go, under emulation.
 PATIENCE=600
 
-# Without those of earlier tests.
-mkdir -p /var/log/xen/console
-rm -f /var/log/xen/console/guest-*.log
+# Where xenconsoled writes what guests print; without those of earlier tests.
+CONSOLES=/var/log/xen/console
+rm -f "$CONSOLES"/guest-*.log
 
 # guest_kind NUMBER: PV and PVH guests in turn, if dom0 can have both
 guest_kind() {
@@ -77,8 +77,8 @@ archive() {
 
 # log NAME: print a guest's console output
 log() {
-	if [ -e "/var/log/xen/console/guest-$1.log" ]; then
-		tr -d '\r' < "/var/log/xen/console/guest-$1.log"
+	if [ -e "$CONSOLES/guest-$1.log" ]; then
+		tr -d '\r' < "$CONSOLES/guest-$1.log"
 	fi
 }
 
@@ -89,7 +89,7 @@ guest() {
 	shift 4
 	guest_base
 	folder="$GUESTS/$name"
-	rm -rf "$folder" "/var/log/xen/console/guest-$name.log"
+	rm -rf "$folder" "$CONSOLES/guest-$name.log"
 	mkdir -p "$folder/root/lab"
 	printf '%s\n' "$script" > "$folder/root/lab/run"
 	printf 'NAME=%s\nADDRESS=%s\nECHO=%s\n' "$name" "$address" "$ECHO" > "$folder/root/lab/env"
@@ -148,14 +148,11 @@ exists() {
 	xl domid "$1" > /dev/null 2>&1
 }
 
-# Print the guests' last lines, and then what they say themselves.
+# Print each guest's last lines, and then what it says itself.
 show_guests() {
-	for console in /var/log/xen/console/guest-*.log; do
+	for console in "$CONSOLES"/guest-*.log; do
 		name=${console##*/guest-} name=${name%.log}
-		log "$name" | grep -v '^# ' | tail -n 12 | sed "s/^/    # $name: /" || true
-	done
-	for console in /var/log/xen/console/guest-*.log; do
-		name=${console##*/guest-} name=${name%.log}
+		log "$name" | grep -v '^# ' | tail -n 12 | sed "s/^/    # $name: /"
 		log "$name" | sed -n "s/^#/    # $name:/p"
 	done
 	xl list | sed 's/^/    # /'
@@ -169,8 +166,9 @@ wait_word() {
 		[ "$size" = "$last" ] || deadline=$(($(now) + PATIENCE))
 		reason=
 		# Another guest may be what it waits for.
-		if failed=$(grep -ls '^GUEST-EXIT [^0]' /var/log/xen/console/guest-*.log); then
-			reason="failed: $(echo "$failed" | xargs basename -a -s .log | xargs)"
+		failed=$(cd "$CONSOLES" && grep -Hs '^GUEST-EXIT [^0]' guest-*.log | tr -d '\r')
+		if [ "$failed" ]; then
+			reason="expected exit code 0, got $failed"
 		elif [ "$(now)" -ge "$deadline" ]; then
 			reason="guest $1 has printed nothing for $PATIENCE s, expected: $2"
 		# Not each time: xl is slow under emulation. The line may have been its last.
