@@ -40,7 +40,9 @@ if [ -n "$missing" ]; then
 	log=$lab/../build/logs/packages.log
 	mkdir -p "$(dirname "$log")"
 	echo "installing$missing"
-	if ! { apt-get update && DEBIAN_FRONTEND=noninteractive $install; } >"$log" 2>&1 </dev/null; then
+	# Another test or run may be installing packages, too, and apt-get update does not wait.
+	if ! { flock -o /var/lib/apt apt-get update &&
+	       DEBIAN_FRONTEND=noninteractive flock -o /var/lib/apt $install; } >"$log" 2>&1 </dev/null; then
 		echo "lab: cannot install packages: $(grep -m1 '^E:' "$log"); log: $log" >&2
 		exit 1
 	fi
