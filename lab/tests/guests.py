@@ -81,5 +81,5 @@ EXTRA = {
     # Xen has the hypercall for PV domains only.
     **{f"guests-kexec-{mode}": guests(mode, what="-kexec", run="exec /usr/lib/xen-iommu/guest-kexec")
        for mode in MODES if mode.startswith("pv-")},
-    "deb": from_packages,
+    "deb-boot": from_packages,
 }
