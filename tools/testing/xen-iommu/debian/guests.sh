@@ -99,6 +99,7 @@ guest() {
 		disks="$disks'format=raw, vdev=xvd$letter, access=w, script=$HERE/block, target=$target', "
 		letter=$(echo "$letter" | tr a-y b-z)
 	done
+	# QEMU before 8.0 can set any flag in CMPXCHG16B; with the VM flag set, the next interrupt kills a PVH guest.
 	cat > "$folder/config" <<-END
 		name = "$name"
 		type = "$kind"
@@ -107,6 +108,7 @@ guest() {
 		extra = "console=hvc0 rdinit=/init panic=1"
 		memory = 192
 		vcpus = 1
+		cpuid = "host,cmpxchg16=0"
 		disk = [ $disks ]
 		vif = [ "mac=00:16:3e:00:00:$(printf %02x "$address"), script=$HERE/vif" ]
 		${MORE:-}
