@@ -295,7 +295,7 @@ static unsigned long xen_iommu_pfn_to_gfn(unsigned long pfn)
 	return pfn_to_gfn(pfn);
 }
 
-static unsigned long xen_iommu_count_hypercalls(void)
+static unsigned long __maybe_unused xen_iommu_count_hypercalls(void)
 {
 	unsigned long sum = 0;
 	int cpu;
