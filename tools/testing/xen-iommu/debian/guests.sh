@@ -14,9 +14,9 @@ PATIENCE=600
 CONSOLES=/var/log/xen/console
 rm -f "$CONSOLES"/guest-*.log
 
-# guest_kind NUMBER: PV and PVH guests in turn, if dom0 can have both; only PV guests with LAB_GUESTS=pv
+# guest_kind NUMBER: PV and PVH guests in turn, if dom0 can have both
 guest_kind() {
-	if [ "${LAB_GUESTS:-}" = pv ] || [ $(($1 % 2)) = 1 ] || ! xl info virt_caps | grep -q hvm; then
+	if [ $(($1 % 2)) = 1 ] || ! xl info virt_caps | grep -q hvm; then
 		echo pv
 	else
 		echo pvh
