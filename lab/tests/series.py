@@ -73,7 +73,7 @@ def linux(lab):
         for suffix in (".overlay.json", ".orig"):
             state = Path(f"{src}{suffix}")
             (shutil.copytree if state.is_dir() else shutil.copy)(state, f"{tree}{suffix}")
-    # A small kernel, since most steps change a header; sparse-w1 builds what it leaves out.
+    # A small kernel, since many steps change a header that much of the kernel includes.
     kernel = build.Kernel(tree, "series", ("dom0.config", "slim.config"))
     steps = Steps(lab, "series-linux", tree, kernel, kernel=kernel)
 
