@@ -164,7 +164,8 @@ show_guests() {
 wait_word() {
 	size='' looks=0
 	until log "$1" | grep -q "$2"; do
-		looks=$((looks + 1)) last=$size size=$(log "$1" | wc -c)
+		# A guest that waits for another one says nothing meanwhile.
+		looks=$((looks + 1)) last=$size size=$(cat "$CONSOLES"/guest-*.log 2> /dev/null | wc -c)
 		[ "$size" = "$last" ] || deadline=$(($(now) + PATIENCE))
 		reason=
 		# Another guest may be what it waits for.
@@ -172,7 +173,7 @@ wait_word() {
 		if [ "$failed" ]; then
 			reason="expected exit code 0, got $failed"
 		elif [ "$(now)" -ge "$deadline" ]; then
-			reason="guest $1 has printed nothing for $PATIENCE s, expected: $2"
+			reason="no guest has printed anything for $PATIENCE s, expected of $1: $2"
 		# Not each time: xl is slow under emulation. The line may have been its last.
 		elif [ $((looks % 4)) = 0 ] && ! exists "$1" && ! log "$1" | grep -q "$2"; then
 			reason="guest $1 is gone without printing: $2"
