@@ -16,7 +16,7 @@ rm -f "$CONSOLES"/guest-*.log
 
 # guest_kind NUMBER: PV and PVH guests in turn, if dom0 can have both
 guest_kind() {
-	if [ $(($1 % 2)) = 1 ] || ! xl info virt_caps | grep -q hvm; then
+	if [ $(($1 % 2)) = 1 ] || ! xl info virt_caps | grep -qw hap; then
 		echo pv
 	else
 		echo pvh
