@@ -55,7 +55,7 @@ def from_packages(lab):
         initrd=lab.initrd, xen=build.image_of(xens[0]), kernel=copy.copy(lab.kernel),
         initrd_debian=gzip.compress(newc_tree(root / "lib", below="debian/usr/lib"), 1, mtime=0))
     installed.kernel.image = kernels[0]
-    # QEMU's SVM loses interrupts, for which only the lab's Xen has a patch, so there are guests in PV only.
+    # QEMU's SVM loses interrupts, for which only the lab's Xen has a patch, so guests run in PV only.
     tests = {"pvh": "groups boot-log disk-read disk-write", "pv": "groups boot-log guest-io"}
     for dom0 in kinds:
         booted(installed, f"deb-{dom0}", dom0=dom0, iommu="vtd", root="debian",

@@ -99,7 +99,7 @@ guest() {
 		disks="$disks'format=raw, vdev=xvd$letter, access=w, script=$HERE/block, target=$target', "
 		letter=$(echo "$letter" | tr a-y b-z)
 	done
-	# QEMU before 8.0 can set any flag in CMPXCHG16B; with the VM flag set, the next interrupt kills a PVH guest.
+	# cpuid: before 8.0, QEMU leaves garbage in the flags after CMPXCHG16B, and an interrupt can then kill a PVH guest.
 	cat > "$folder/config" <<-END
 		name = "$name"
 		type = "$kind"
