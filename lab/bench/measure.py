@@ -102,6 +102,16 @@ def dump(results):
                   json.dumps(results, indent=1)) + "\n"
 
 
+def write(results, place):
+    """Write the data and the tables below a folder. Returns the tables."""
+    folder, text = place / "bench", report.report(results)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in (place / "bench.json", folder / "results.json"):
+        path.write_text(dump(results))
+    (folder / "RESULTS.md").write_text(text)
+    return text
+
+
 def bench(lab, chosen, what):
     """chosen: first parts of names of configurations, all if empty; what: parts of the guest's script.
 
@@ -111,9 +121,7 @@ def bench(lab, chosen, what):
     if unknown := [t for t in chosen if not any(name.startswith(t) for name in every)]:
         raise Fail(f"T={unknown[0]}: no such configuration; there are {' '.join(every)}")
     names = [n for n in every if not chosen or any(n.startswith(t) for t in chosen)]
-    folder = BUILD / "bench"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "results.json"
+    path = BUILD / "bench.json"
     results = {"configurations": {}, "profiles": {}}
     known = path if path.exists() else REPO / "bench/results.json"
     if chosen and known.exists():
@@ -131,13 +139,11 @@ def bench(lab, chosen, what):
             failed.append(name)
             say(str(failure))
         # After each configuration, so that an interrupted run leaves its results.
-        text = report.report(results)
-        path.write_text(dump(results))
-        plot.draw(results, folder / "results.svg")
+        text = write(results, BUILD)
+        plot.draw(results, BUILD / "bench/results.svg")
         plot.draw(results, BUILD / "bench.png")
-        (folder / "RESULTS.md").write_text(text)
     print(text)
-    say(f"results: {folder.relative_to(REPO)}/; to record them: cp {folder.relative_to(REPO)}/* bench/")
+    say("results: build/bench.json, build/bench.png and build/bench/; to record them: cp build/bench/* bench/")
     if failed:
         say(f"FAILED: {' '.join(failed)}")
     return 1 if failed else 0
