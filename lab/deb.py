@@ -24,8 +24,6 @@ class UserKernel(build.Kernel):
     def __init__(self, src, config):
         super().__init__(src, flavour="user")
         self.user_config = Path(config).expanduser()
-        if not self.user_config.is_file():
-            raise Fail(f"CONFIG={config}: no such file")
 
     def configure(self):
         text = self.user_config.read_text()

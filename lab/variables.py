@@ -58,6 +58,15 @@ def folder(name, holding=None):
     return text
 
 
+def file(name):
+    """A file that a variable names, or ""."""
+    text = os.environ.get(name) or ""
+    path = Path(text).expanduser()
+    if text and not path.is_file():
+        raise Fail(f"{name}={text}: " + ("this is a folder, not a file" if path.is_dir() else "no such file"))
+    return text
+
+
 def words(name):
     """Split a variable as a shell would."""
     text = os.environ.get(name) or ""
@@ -81,6 +90,8 @@ def check(command):
     folder("LINUX_TREE", "Kbuild")
     folder("XEN_TREE", "xen/Makefile")
     folder("INITRD_EXTRA")
+    file("CONFIG")
+    file("XEN_IMAGE")
     words("QEMU_ARGS")
     if value("XEN_IMAGE") and value("XEN_TREE") and command in ("run", "shell"):
         raise Fail("XEN_IMAGE= and XEN_TREE=: give one of them, since only one Xen is booted")

@@ -6,6 +6,7 @@ import re
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -164,6 +165,7 @@ def refused(lab):
         for arguments, wanted in cases:
             must_say(["make", *arguments], wanted)
         must_say(["make", "run"], "the cache of downloads", XDG_CACHE_HOME="/proc/self")
+        must_say([sys.executable, LAB / "lab.py", "deb"], f"CONFIG={tmp}: this is a folder", CONFIG=str(tmp))
         (tmp / "a b/lab").mkdir(parents=True)
         shutil.copy(REPO / "Makefile", tmp / "a b")
         shutil.copy(LAB / "bootstrap.sh", tmp / "a b/lab")
