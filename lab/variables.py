@@ -46,25 +46,21 @@ def value(name, default="", allowed=None):
 
 
 def folder(name, holding=None):
-    """A folder that a variable names, or ""."""
+    """Check that a variable, if given, names a folder, which has the file `holding`."""
     text = os.environ.get(name) or ""
-    if not text:
-        return ""
     path = Path(text).expanduser()
-    if not path.is_dir():
+    if text and not path.is_dir():
         raise Fail(f"{name}={text}: " + ("not a folder" if path.exists() else "no such folder"))
-    if holding and not (path / holding).is_file():
+    if text and holding and not (path / holding).is_file():
         raise Fail(f"{name}={text}: not a source tree (it has no {holding})")
-    return text
 
 
 def file(name):
-    """A file that a variable names, or ""."""
+    """Check that a variable, if given, names a file."""
     text = os.environ.get(name) or ""
     path = Path(text).expanduser()
     if text and not path.is_file():
         raise Fail(f"{name}={text}: " + ("this is a folder, not a file" if path.is_dir() else "no such file"))
-    return text
 
 
 def words(name):

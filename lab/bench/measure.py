@@ -104,10 +104,10 @@ def dump(results):
 
 def write(results, place):
     """Write the data and the tables below a folder. Returns the tables."""
-    folder, text = place / "bench", report.report(results)
+    folder, data, text = place / "bench", dump(results), report.report(results)
     folder.mkdir(parents=True, exist_ok=True)
     for path in (place / "bench.json", folder / "results.json"):
-        path.write_text(dump(results))
+        path.write_text(data)
     (folder / "RESULTS.md").write_text(text)
     return text
 
