@@ -7,6 +7,7 @@ import shutil
 import build
 import fetch
 import machines
+from runner import Skip
 from tests.boots import booted, fits
 from util import CPUS, LOGS, clean_env, run
 
@@ -45,6 +46,8 @@ def selftests(dom0, iommu, programs, args="", timeout=600):
     """The kernel's own VFIO selftests, on an igb."""
     def case(lab):
         fits(dom0, iommu)
+        if not (lab.linux_source / "tools/testing/selftests/vfio").is_dir():
+            raise Skip("this kernel has no selftests of VFIO")
         qemu = os.environ.get("QEMU") or fetch.qemu(OLDEST_QEMU)
         what = "selftests" if programs == SHORT else "msi" if args else "driver"
         memory, xen_args, dom0_args = machines.BIG_MEMORY, machines.BIG_XEN_ARGS, ""
