@@ -32,9 +32,15 @@ struct pt_iommu_x86_64_hw_info {
 	u64 gcr3_pt;
 };
 
-#define IOMMU_PT_DOMAIN_OPS(fmt) .iova_to_phys = NULL
+#define IOMMU_PT_DOMAIN_OPS(fmt) .iova_to_phys = pt_iommu_##fmt##_iova_to_phys
 #define PT_IOMMU_CHECK_DOMAIN(s, pt_iommu_memb, domain_memb) \
 	static_assert(offsetof(s, pt_iommu_memb.domain) == offsetof(s, domain_memb))
+
+static inline phys_addr_t pt_iommu_x86_64_iova_to_phys(struct iommu_domain *domain,
+						       dma_addr_t iova)
+{
+	return 0;
+}
 
 static inline int pt_iommu_x86_64_init(struct pt_iommu_x86_64 *table,
 				       const struct pt_iommu_x86_64_cfg *cfg,
