@@ -9,6 +9,7 @@ import re
 import qemu
 from lab import Lab
 from machines import STRICT
+from runner import Skip
 from tests import boots, devices, guests, vfio, xen
 from tests.boots import works
 from util import Fail
@@ -37,6 +38,8 @@ class Nested(Lab):
 
 def nested(case):
     def on_that(lab):
+        if not (lab.linux_source / "drivers/iommu/generic_pt").is_dir():
+            raise Skip("this kernel has no generic_pt")
         other = copy.copy(lab)
         other.__class__ = Nested
         case(other)
