@@ -59,7 +59,7 @@ def kunit_options(obj):
         f"CC={build.COMPILER}",
         # CONFIG_GCOV would cover the whole kernel, and need a separate build.
         "CFLAGS_xen_iommu_test.o=--coverage -fno-tree-loop-im -Wno-maybe-uninitialized",
-        # Linux 6.12 has a function with the name of one in libgcov.
+        # Before 7.3, Linux has a function with the name of one in libgcov.
         *(f"CFLAGS_{name}.o=-Dmangle_path=kernel_mangle_path" for name in ("seq_file", "seq_buf")),
         # The linker script drops the section by which gcc has the data written at exit.
         "LINK-y=-no-pie --coverage -Wl,-u,__gcov_dump -Wl,-fini=__gcov_dump",
