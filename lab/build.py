@@ -96,8 +96,9 @@ def applies(base, patch):
 
 
 def linux_source(version, user_tree=None):
+    lab_patches = [patch for folder in ("", version) for patch in sorted((LAB / "patches/linux" / folder).glob("*.patch"))]
     return source("linux", lambda: fetch.linux(version), user_tree, overlay.linux_parts(version),
-                  "drivers/iommu/xen-iommu.c", sorted((LAB / "patches/linux").glob("*.patch")))
+                  "drivers/iommu/xen-iommu.c", lab_patches)
 
 
 def xen_source(user_tree=None, drafts=False):
