@@ -217,8 +217,9 @@ def slot(dom0, iommu=IOMMU, what="", **kw):
 def bridge(dom0, **kw):
     """One of two devices behind a PCI bridge goes and comes; the DMA of the other always works."""
     def case(lab):
-        fits(dom0, IOMMU)
-        booted(lab, f"bridge-{dom0}-{IOMMU}", dom0=dom0, iommu=IOMMU, expect="translated", run=BEHIND_BRIDGE,
+        # On QEMU's AMD-Vi, Xen (Debian's as well) crashes when a device there enables MSI: alloc_intremap_entry().
+        fits(dom0, "vtd")
+        booted(lab, f"bridge-{dom0}-vtd", dom0=dom0, iommu="vtd", expect="translated", run=BEHIND_BRIDGE,
                qemu_args=BRIDGE, **kw)
     return case
 
@@ -245,7 +246,7 @@ CASES = {
     f"hotplug-pv-{IOMMU}": hotplug("pv", **PV_ARGS),
     f"slot-pvh-{IOMMU}": slot("pvh"),
     f"slot-pv-{IOMMU}": slot("pv", **PV_ARGS),
-    f"bridge-pv-{IOMMU}": bridge("pv", **PV_ARGS),
+    "bridge-pv-vtd": bridge("pv", **PV_ARGS),
     f"peer-pvh-{IOMMU}": peer("pvh"),
 }
 
