@@ -23,6 +23,12 @@ def fits(dom0, iommu):
             raise Skip(f"{variable}={os.environ[variable]}")
 
 
+def needs(lab, path):
+    """Skip kernels whose source does not have a file or folder that the test is about."""
+    if not (lab.linux_source / path).exists():
+        raise Skip(f"this kernel has no {path}")
+
+
 def works(dom0, iommu, name="", **kw):
     def case(lab):
         fits(dom0, iommu)

@@ -9,9 +9,8 @@ import re
 import qemu
 from lab import Lab
 from machines import STRICT
-from runner import Skip
 from tests import boots, devices, guests, vfio, xen
-from tests.boots import works
+from tests.boots import needs, works
 from util import Fail
 
 # The default tests of a boot, and those for tables in dom0's memory.
@@ -38,8 +37,7 @@ class Nested(Lab):
 
 def nested(case):
     def on_that(lab):
-        if not (lab.linux_source / "drivers/iommu/generic_pt").is_dir():
-            raise Skip("this kernel has no generic_pt")
+        needs(lab, "drivers/iommu/generic_pt")
         other = copy.copy(lab)
         other.__class__ = Nested
         case(other)
